@@ -1,0 +1,285 @@
+"""The frozen things that travel: variants, cells, tasks, readings, records, fingerprints.
+
+All of them turn into plain JSON and back without loss. Values are raw and in SI base units (seconds,
+bytes, counts, fractions); whatever is a summary is computed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+RECORD_VERSION = 1
+
+Json = Any
+"""Whatever `json` reads and writes; validated where it enters (suite.py, store/), trusted afterwards."""
+
+Form = Literal["train", "fused", ""]
+"""As trained, as one convolution, or not a fact of either form."""
+
+
+class Kind(StrEnum):
+    """How a quantity is compared: for equality, with a limit, or by statistics."""
+
+    COUNT = "count"
+    BOUNDED = "bounded"
+    SAMPLED = "sampled"
+
+
+class Status(StrEnum):
+    """How a task ended for one cell. `partial`: measured, in a group that had lost a variant."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    UNSUPPORTED = "unsupported"
+    SKIPPED = "skipped"
+    KILLED = "killed"
+
+    @property
+    def measured(self) -> bool:
+        return self in (Status.OK, Status.PARTIAL)
+
+    @property
+    def failed(self) -> bool:
+        return self in (Status.OOM, Status.TIMEOUT, Status.ERROR, Status.KILLED)
+
+
+def digest(value: Json, length: int = 12) -> str:
+    """A short stable hash of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name with options, as in ``dbb`` or ``{orepa: {reparam: offline}}``."""
+
+    name: str
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.label)
+
+    @property
+    def label(self) -> str:
+        """Readable and unique: ``orepa(reparam=offline)``."""
+        if not self.options:
+            return self.name
+        inside = ", ".join(f"{key}={_plain(value)}" for key, value in sorted(self.options.items()))
+        return f"{self.name}({inside})"
+
+    def to_json(self) -> Json:
+        return {self.name: dict(self.options)} if self.options else self.name
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        if isinstance(value, str):
+            return cls(value)
+        ((name, options),) = value.items()
+        return cls(name, options or {})
+
+
+def _plain(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+VARIANT_AXES = ("block", "backbone", "device", "where", "optimizer", "dataset")
+"""Axes whose values may carry options."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the matrix, every default already filled in.
+
+    `kernel_size` None leaves the sizes as the backbone has them. `image_size` is in pixels (for the
+    backbone `layer`: the side of the feature map). `threads` None is torch's own choice.
+    """
+
+    block: Variant
+    backbone: Variant
+    kernel_size: int | None
+    device: Variant
+    dtype: str
+    memory_format: str
+    batch_size: int
+    image_size: int
+    optimizer: Variant
+    where: Variant
+    dataset: Variant
+    threads: int | None
+
+    @property
+    def id(self) -> str:
+        return digest(self.to_json())
+
+    def to_json(self) -> Json:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v.to_json() if isinstance(v, Variant) else v for name, v in values.items()}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(**{k: Variant.from_json(v) if k in VARIANT_AXES else v for k, v in value.items()})
+
+    def axes(self) -> dict[str, str | int | None]:
+        """Every axis as one printable value, as the columns of a frame want it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v.label if isinstance(v, Variant) else v for name, v in values.items()}
+
+    def without(self, axis: str) -> str:
+        """The id of the group this cell belongs to when `axis` is the compared one."""
+        return digest({k: v for k, v in self.to_json().items() if k != axis})
+
+
+AXES = tuple(f.name for f in fields(Cell))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a metric gives: a name, a unit (s, B, 1, MAC, fraction), how it is compared, which way is better."""
+
+    name: str
+    unit: str
+    kind: Kind
+    better: Literal["lower", "higher"] = "lower"
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to measure. The whole suite stays upstairs; workers see only this."""
+
+    rounds: int = 10
+    seconds: float = 1.0
+    warmup: int = 2
+    precision: float = 0.01
+    seeds: int = 1
+    timeout: float = 600.0
+    memory: int | None = None
+
+
+class TaskKind(StrEnum):
+    """What one fresh process does: a cell's clockless metrics, a round of a group, or a training from a seed."""
+
+    CELL = "cell"
+    VISIT = "visit"
+    TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The work of one process. `round` numbers the visits of a group, or the seeds of a training."""
+
+    kind: TaskKind
+    cells: tuple[Cell, ...]
+    metrics: tuple[Variant, ...]
+    round: int
+    budget: Budget
+
+    @property
+    def key(self) -> str:
+        """What makes two tasks the same work; the budget's limits do not."""
+        cells = [cell.id for cell in self.cells]
+        metrics = [metric.to_json() for metric in self.metrics]
+        effort = [self.budget.seconds, self.budget.warmup]
+        return digest([self.kind, cells, metrics, self.round, effort])
+
+    def without(self, cell_ids: frozenset[str]) -> Task:
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.id not in cell_ids))
+
+    def to_json(self) -> Json:
+        return {
+            "kind": str(self.kind),
+            "cells": [cell.to_json() for cell in self.cells],
+            "metrics": [metric.to_json() for metric in self.metrics],
+            "round": self.round,
+            "budget": asdict(self.budget),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(
+            TaskKind(value["kind"]),
+            tuple(Cell.from_json(cell) for cell in value["cells"]),
+            tuple(Variant.from_json(metric) for metric in value["metrics"]),
+            value["round"],
+            Budget(**value["budget"]),
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A quantity's raw values for one form, and facts about them (order, warm-up, assumptions)."""
+
+    metric: str
+    form: Form
+    unit: str
+    values: tuple[float, ...]
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        return {**asdict(self), "values": list(self.values), "facts": dict(self.facts)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(**{**value, "values": tuple(value["values"])})
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one task found out about one cell: a line of the journal."""
+
+    task: str
+    kind: TaskKind
+    cell: str
+    round: int
+    fingerprint: str
+    status: Status
+    readings: tuple[Reading, ...] = ()
+    reason: str = ""
+    traceback: str = ""
+    output: str = ""
+    seconds: float = 0.0
+    facts: Mapping[str, Json] = field(default_factory=dict)
+    version: int = RECORD_VERSION
+
+    def to_json(self) -> Json:
+        value = {f.name: getattr(self, f.name) for f in fields(self)}
+        value["readings"] = [reading.to_json() for reading in self.readings]
+        value["facts"] = dict(self.facts)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        if value.get("version") != RECORD_VERSION:
+            raise ValueError(f"record version {value.get('version')!r}, this harness reads {RECORD_VERSION}")
+        readings = tuple(Reading.from_json(reading) for reading in value["readings"])
+        return cls(
+            **{**value, "readings": readings, "status": Status(value["status"]), "kind": TaskKind(value["kind"])}
+        )
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What must agree for two records to be one run; `machine` is the part a timed baseline depends on."""
+
+    source: str
+    versions: Mapping[str, str]
+    machine: Mapping[str, Json]
+
+    @property
+    def id(self) -> str:
+        return digest(asdict(self))
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(**value)
