@@ -148,6 +148,7 @@ class Quantity:
     unit: str
     kind: Kind
     better: Literal["lower", "higher"] = "lower"
+    forms: tuple[Form, ...] = ("train",)
     what: str = ""
 
 
@@ -193,6 +194,10 @@ class Task:
     def without(self, cell_ids: frozenset[str]) -> Task:
         return replace(self, cells=tuple(cell for cell in self.cells if cell.id not in cell_ids))
 
+    def expects(self) -> set[tuple[str, str]]:
+        """The (cell id, metric name) pairs that this task owes a record for."""
+        return {(cell.id, metric.name) for cell in self.cells for metric in self.metrics}
+
     def to_json(self) -> Json:
         return {
             "kind": str(self.kind),
@@ -233,11 +238,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Record:
-    """What one task found out about one cell: a line of the journal."""
+    """What one task found out about one cell by one metric: a line of the journal."""
 
     task: str
     kind: TaskKind
     cell: str
+    metric: str
     round: int
     fingerprint: str
     status: Status

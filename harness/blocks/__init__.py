@@ -1,0 +1,35 @@
+"""Convolution blocks: each file of this folder is one of them, and importing the folder imports them all."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from harness.blocks.algebra import Kernel
+from harness.blocks.base import BLOCKS, Block, ConvSpec, FusableBlock, check_options, declaration
+
+__all__ = ["BLOCKS", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)
+
+
+def create(
+    name: str,
+    c_in: int,
+    c_out: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+    **options: str,
+) -> Block:
+    """A block that takes the place of this convolution and the batch norm behind it.
+
+    x (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)); padding is dilation * (kernel_size // 2).
+    Options left out are as in the block's paper. Raises UnknownName for a block or option that does not exist,
+    Unsupported for a combination that the block cannot do.
+    """
+    block = BLOCKS[name]
+    check_options(name, options)
+    return block(ConvSpec(c_in, c_out, kernel_size, stride, groups, dilation), **options)

@@ -1,0 +1,57 @@
+"""What planning must know without torch: names, options and limits, read from package data.
+
+`index.json` and `backbones.json` are generated from the blocks, metrics, datasets and backbones by
+``python -m harness.indexing``; a test fails when they are out of date.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from harness.records import Json, Kind, Quantity
+from harness.registry import unknown
+
+
+@cache
+def _read(name: str) -> dict[str, Json]:
+    data: dict[str, Json] = json.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+    return data
+
+
+def blocks() -> dict[str, Json]:
+    """Block name -> declaration: family, paper, fusable, evaluations, options, limits."""
+    return dict(_read("index.json")["blocks"])
+
+
+def metrics() -> dict[str, Json]:
+    """Metric name -> task kind, options and the quantities it reads."""
+    return dict(_read("index.json")["metrics"])
+
+
+def datasets() -> dict[str, Json]:
+    """Dataset name -> what it is, its sizes and classes."""
+    return dict(_read("index.json")["datasets"])
+
+
+def backbones() -> dict[str, Json]:
+    """Backbone name -> source, square kernels that a block can take the place of, `native`."""
+    return _read("backbones.json")
+
+
+def lookup(kind: str, table: dict[str, Json], name: str) -> Json:
+    """The entry called `name`; UnknownName with the nearest names when there is none."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+@cache
+def quantities() -> dict[str, Quantity]:
+    """Every quantity that any metric reads, by name."""
+    found = {}
+    for metric in metrics().values():
+        for quantity in metric["quantities"]:
+            found[quantity["name"]] = Quantity(**{**quantity, "kind": Kind(quantity["kind"])})
+    return found

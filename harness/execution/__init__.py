@@ -1,0 +1,134 @@
+"""From a plan to a run on disk. `run_suite` is what ``harness run`` and ``harness.run`` call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.execution.environment import busy_warning, environment, fingerprint
+from harness.execution.inline import InlineExecutor
+from harness.execution.local import LocalExecutor
+from harness.execution.progress import ProgressDisplay
+from harness.execution.session import Session, absent_devices, check_foreign
+from harness.planning import Plan
+from harness.store import journal
+from harness.store.directory import choose, describe
+from harness.store.locks import device_lock, exclusive
+from harness.store.run import Run
+
+EXECUTORS: dict[str, Callable[[], Any]] = {"local": LocalExecutor, "inline": InlineExecutor}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run, whether it went on with an earlier one, whether it was stopped, and what it found when it began."""
+
+    run: Run
+    resumed: bool
+    interrupted: bool
+    reused: int
+    """Cells that had nothing left to do."""
+    absent: dict[str, str]
+
+
+def run_suite(
+    plan: Plan,
+    *,
+    suite_text: str,
+    suite_path: str,
+    overrides: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    new: bool = False,
+    retry: bool = False,
+    executor: str = "local",
+    max_seconds: float | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Measure what `plan` asks for and has not been measured yet, every record on disk at once.
+
+    HarnessError when the directory holds other work, when another run is on the same device, or when no
+    worker can start. Ctrl-C (or `max_seconds`) ends the run between two records; the same command goes on.
+    """
+    console = console or Console(stderr=True)
+    with ExitStack() as stack:
+        at_work = stack.enter_context(EXECUTORS[executor]())
+        names = list(dict.fromkeys(cell.device.name for cell in plan.cells))
+        probe = at_work.probe(names)
+        meta = describe(
+            plan,
+            fingerprint(probe),
+            environment(probe),
+            suite_text=suite_text,
+            suite_path=suite_path,
+            overrides=overrides,
+        )
+        run, resumed = choose(meta, out=None if out is None else Path(out), new=new, retry=retry)
+        absent = absent_devices(probe)
+        _lock(stack, run, [name for name in names if name not in absent])
+        warning = busy_warning() if len(absent) < len(names) else None
+        if warning:
+            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        before = run.records()
+        check_foreign(before, run.fingerprint.id)
+        open_work = run.open_work(before, retry)
+        reused = len(plan.cells) - len({cell for pairs in open_work.values() for cell, _ in pairs})
+        book = journal.Journal(run.path / journal.NAME)
+        stack.callback(book.close)
+        tasks = [task for task in plan.tasks if task.key in open_work]
+        display = stack.enter_context(ProgressDisplay(tasks, console))
+        session = Session(at_work, book, run.fingerprint.id, display, absent)
+        session.remember([] if retry else before)
+        interrupted = _until_stopped(lambda: session.work(tasks, open_work), max_seconds)
+    return Outcome(run, resumed, interrupted, reused, absent)
+
+
+def _lock(stack: ExitStack, run: Run, devices: Sequence[str]) -> None:
+    stack.enter_context(
+        exclusive(
+            run.path / "lock",
+            "writing this run",
+            busy=f"{str(run.path)!r} is being written by another process",
+            remedy="wait for it, or start a run of your own with --new",
+        )
+    )
+    for device in devices:
+        stack.enter_context(device_lock(device, f"run {run.path.resolve()}"))
+
+
+def _until_stopped(work: Callable[[], None], max_seconds: float | None) -> bool:
+    """Whether `work` was ended by Ctrl-C, SIGTERM or the clock before it was through."""
+    try:
+        with _stoppable(max_seconds):
+            work()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@contextmanager
+def _stoppable(max_seconds: float | None) -> Iterator[None]:
+    """SIGTERM and an alarm after `max_seconds` act as Ctrl-C does; only where signals can be set."""
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    for number in before:
+        # also SIGINT: a shell starts background commands with it ignored
+        signal.signal(number, signal.default_int_handler)
+    if max_seconds is not None:
+        signal.setitimer(signal.ITIMER_REAL, max_seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

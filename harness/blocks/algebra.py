@@ -1,0 +1,95 @@
+"""The kernel algebra: fold, embed, chain, spread and sum. Written once; every block is written in it.
+
+Kernels are (O, I, kh, kw) with O output channels and I = c_in / groups input channels of one group, as
+`torch.nn.functional.conv2d` takes them; "same" cross-correlation, no flipping. Rows are group-major: group c owns
+rows c*O/g .. (c+1)*O/g. Everything is differentiable, keeps the dtype and device of its arguments and makes its
+constants with `new_*`, so that fake and meta tensors go through. Source: Ding et al., DBB, CVPR 2021,
+arXiv:2103.13425, section 3.2 (transforms I to VI, here T1 to T6), each in its grouped form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+
+class Kernel(NamedTuple):
+    """One convolution: `weight` (O, I, kh, kw) and `bias` (O,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def norm_scale(norm: BatchNorm) -> Tensor:
+    """What an eval-mode batch norm multiplies each channel by: gamma / sqrt(variance + eps), (O,)."""
+    if norm.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")  # blocks always track them
+    return norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+
+
+def norm_shift(norm: BatchNorm) -> Tensor:
+    """What an eval-mode batch norm makes of a zero: beta - mean * gamma / sqrt(variance + eps), (O,)."""
+    if norm.running_mean is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    return norm.bias - norm.running_mean * norm_scale(norm)
+
+
+def fold(weight_OIHW: Tensor, norm: BatchNorm) -> Kernel:
+    """T1: a convolution without bias and the batch norm behind it, by its running statistics."""
+    return Kernel(weight_OIHW * norm_scale(norm).reshape(-1, 1, 1, 1), norm_shift(norm))
+
+
+def add(kernels: Iterable[Kernel]) -> Kernel:
+    """T2: parallel branches of equal shape are one kernel, their sum."""
+    first, *others = kernels
+    weight, bias = first
+    for other in others:
+        weight, bias = weight + other.weight, bias + other.bias
+    return Kernel(weight, bias)
+
+
+def chain(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
+    """T3 and T4: a 1x1 (T, C/g, 1, 1), then a kxk (O, T/g, k, k), both in `groups`: one kernel (O, C/g, k, k)."""
+    per_group = zip(first_TIHW.flatten(1).chunk(groups), second_OTHW.chunk(groups), strict=True)
+    return torch.cat([torch.einsum("ti,othw->oihw", first, second) for first, second in per_group])
+
+
+def chain_folded(first: Kernel, second: Kernel, groups: int) -> Kernel:
+    """T3 with biases. Exact at the rim only if the first stage's *output* is padded with its own bias."""
+    width = second.weight.shape[1]
+    reach = second.weight.sum((2, 3)).reshape(groups, -1, width)
+    carried = torch.einsum("got,gt->go", reach, first.bias.reshape(groups, width))
+    return Kernel(chain(first.weight, second.weight, groups), second.bias + carried.flatten())
+
+
+def spread(depthwise_MIHW: Tensor, pointwise_OM: Tensor, groups: int, multiplier: int) -> Tensor:
+    """A depthwise kxk (m*C, 1, k, k), m outputs a channel, then a 1x1 (O, m*C/g, 1, 1): one kernel (O, C/g, k, k)."""
+    c_out, inputs = pointwise_OM.shape[0], pointwise_OM.shape[1] // multiplier
+    taps = depthwise_MIHW.reshape(groups, inputs, multiplier, *depthwise_MIHW.shape[2:])
+    mix = pointwise_OM.reshape(groups, c_out // groups, inputs, multiplier)
+    return torch.einsum("goit,githw->goihw", mix, taps).flatten(0, 1)
+
+
+def embed(weight_OIHW: Tensor, kernel_size: int) -> Tensor:
+    """T6: a smaller odd kernel (1x1, kx1, 1xk) in the centre of a k x k one, zeros around it."""
+    rows, columns = (kernel_size - size for size in weight_OIHW.shape[2:])
+    if rows == columns == 0:
+        return weight_OIHW
+    return F.pad(weight_OIHW, (columns // 2, columns // 2, rows // 2, rows // 2))
+
+
+def identity(channels: int, groups: int, like: Tensor, width: int | None = None) -> Tensor:
+    """The 1x1 kernel (width, C/g, 1, 1) that copies: 1 at [t, t mod C/g], `width` (default C) a multiple of C."""
+    inputs = channels // groups
+    one = like.new_ones(inputs).diag()
+    return one.repeat((width or channels) // inputs, 1)[:, :, None, None]
+
+
+def average(channels: int, groups: int, kernel_size: int, like: Tensor) -> Tensor:
+    """T5: average pooling as a kernel (O, O/g, k, k), made in the dtype of `like`: a float32 1/9 costs 1e-9."""
+    return identity(channels, groups, like).expand(-1, -1, kernel_size, kernel_size) / kernel_size**2

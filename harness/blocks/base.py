@@ -1,0 +1,230 @@
+"""What a block is: where it stands in a network (`ConvSpec`), what it declares, and how it becomes one convolution.
+
+A block's options are the keyword arguments of its constructor. The declaration is read off that signature, and the
+constructor checks its arguments against the declaration, so the two cannot part:
+
+    def __init__(self, spec: ConvSpec, *, scaling: Annotated[Literal["vector", "none"], "what it is"] = "vector"):
+        super().__init__(spec, scaling=scaling)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from harness.blocks.algebra import Kernel
+from harness.errors import Unsupported
+from harness.registry import Registry, unknown
+
+KERNEL_SIZES = tuple(range(1, 14, 2))
+"""Odd, so that a small kernel has a centre to sit on; 13 is the largest that published blocks of this family use."""
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """The convolution that a block stands for: "same" padding, no bias; sizes in pixels and channels.
+
+    Raises Unsupported for what no convolution can be; what a block cannot do is the block's own limit.
+    """
+
+    c_in: int
+    c_out: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise Unsupported(f"{field.name} is {value!r}", remedy=f"use a whole number {field.name} >= 1")
+        for name in ("c_in", "c_out"):
+            if getattr(self, name) % self.groups:
+                raise Unsupported(
+                    f"{name} = {getattr(self, name)} is not a multiple of groups = {self.groups}",
+                    remedy="use groups that divide both c_in and c_out",
+                )
+
+    @property
+    def padding(self) -> int:
+        """Zeros on each side: the map keeps its size at stride 1."""
+        return self.dilation * (self.kernel_size // 2)
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the output has the input's shape, so that an identity branch makes sense."""
+        return self.c_in == self.c_out and self.stride == 1
+
+    @property
+    def depthwise(self) -> bool:
+        """One filter per channel; more outputs than inputs (a channel multiplier) is not depthwise here."""
+        return self.groups == self.c_in == self.c_out
+
+    def resized(self, kernel_size: int) -> ConvSpec:
+        """The same place with another kernel size. A 1x1 has nothing to dilate."""
+        return replace(self, kernel_size=kernel_size, dilation=1 if kernel_size == 1 else self.dilation)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice that a block leaves open, and the one its paper made."""
+
+    choices: tuple[str, ...]
+    default: str
+    what: str
+
+
+class Block(nn.Module):
+    """A drop-in for a convolution *and* its batch norm: own normalisation, no activation.
+
+    x (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)). A subclass sets the class attributes, takes
+    its options as keyword arguments (module docstring) and calls `super().__init__(spec, **options)` first, which
+    raises Unsupported for a kernel size or an option's value that the block does not do.
+    """
+
+    family: ClassVar[str]
+    paper: ClassVar[str]
+    sister: ClassVar[str | None] = None
+    """The block to use where this one has no online evaluation."""
+    kernel_sizes: ClassVar[tuple[int, ...]] = KERNEL_SIZES
+
+    def __init__(self, spec: ConvSpec, **options: str) -> None:
+        super().__init__()
+        self._check(spec, options)
+        self.spec = spec
+
+    @classmethod
+    def options(cls) -> Mapping[str, Option]:
+        """What the constructor takes beside the spec, read off its signature."""
+        return _options(cls)
+
+    @classmethod
+    def fusable(cls) -> bool:
+        return issubclass(cls, FusableBlock)
+
+    @classmethod
+    def _check(cls, spec: ConvSpec, options: Mapping[str, str]) -> None:
+        name = name_of(cls)
+        if spec.kernel_size not in cls.kernel_sizes:
+            sizes = ", ".join(map(str, cls.kernel_sizes))
+            raise Unsupported(f"block {name} has no kernel size {spec.kernel_size}", remedy=f"use one of {sizes}")
+        for key, value in options.items():
+            choices = cls.options()[key].choices
+            if value not in choices:
+                remedy = f"use {' or '.join(choices)}"
+                if key == "reparam" and cls.sister:
+                    remedy += f"; block {cls.sister} has the {value} evaluation"
+                raise Unsupported(f"block {name} has no {key} {value!r}", remedy=remedy)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self.spec, field.name)}" for field in fields(self.spec))
+
+
+class FusableBlock(Block):
+    """A block that is one convolution once its batch norms use running statistics."""
+
+    def kernel(self) -> Kernel:
+        """The folded kernel (c_out, c_in / groups, k, k) and bias (c_out,), by running statistics, differentiable."""
+        raise NotImplementedError
+
+    def fused(self) -> nn.Conv2d:
+        """What this block computes in eval mode, as a new convolution; the block is left as it is.
+
+        Running statistics are used in training mode too: a convolution has no batch to take statistics from, so the
+        result equals `block.eval()(x)`, not the training forward. Folded in float64 on the CPU (on meta: there), cast
+        last to the block's device and dtype; parameters require gradients whatever the block's do; contiguous.
+        """
+        of = next(self.parameters())
+        with torch.no_grad():
+            tensors = [*self.named_parameters(prefix="block"), *self.named_buffers(prefix="block")]
+            state = {name: _exact(tensor) for name, tensor in tensors}
+            folded: Kernel = functional_call(_Folding(self), state, ())
+        spec = self.spec
+        fused = nn.Conv2d(
+            spec.c_in,
+            spec.c_out,
+            spec.kernel_size,
+            spec.stride,
+            spec.padding,
+            spec.dilation,
+            spec.groups,
+            device="meta",  # shapes only: an initialisation would draw from the random stream
+        )
+        fused.weight = nn.Parameter(folded.weight.to(of.device, of.dtype).contiguous())
+        fused.bias = nn.Parameter(folded.bias.to(of.device, of.dtype).contiguous())
+        return fused.train(self.training)
+
+
+class _Folding(nn.Module):
+    """Makes `kernel` the forward, which is what `functional_call` runs on other tensors."""
+
+    def __init__(self, block: FusableBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self) -> Kernel:
+        return self.block.kernel()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64, where that exists: on the CPU (mps has none); a meta tensor stays, it has nothing to move."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().to("meta" if tensor.is_meta else "cpu", torch.float64)
+
+
+BLOCKS: Registry[type[Block]] = Registry("block")
+
+
+def name_of(block: type[Block]) -> str:
+    """The name a block is registered under, or its class's name."""
+    return next((name for name in BLOCKS if BLOCKS[name] is block), block.__name__)
+
+
+def _options(block: type[Block]) -> Mapping[str, Option]:
+    hints = get_type_hints(block.__init__, include_extras=True)
+    options = {}
+    for parameter in inspect.signature(block.__init__).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            choices, what = get_args(hints[parameter.name])
+            options[parameter.name] = Option(get_args(choices), parameter.default, what)
+    return options
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Raise UnknownName for an option that the block does not have; values are the constructor's to check."""
+    known = BLOCKS[name].options()
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of block {name}", option, known)
+
+
+def declaration(name: str) -> dict[str, Any]:
+    """What there is to know about a block without building it, as plain JSON. Raises UnknownName."""
+    block = BLOCKS[name]
+    options = block.options()
+    return {
+        "name": name,
+        "family": block.family,
+        "paper": block.paper,
+        "fusable": block.fusable(),
+        "evaluations": list(options["reparam"].choices),
+        "options": {
+            key: {"choices": list(option.choices), "default": option.default, "what": option.what}
+            for key, option in options.items()
+        },
+        "limits": {
+            "kernel_size": list(block.kernel_sizes),
+            "stride": "any",
+            "groups": "any that divides c_in and c_out",
+            "dilation": "any",
+        },
+        "sister": block.sister,
+    }

@@ -1,0 +1,97 @@
+"""The branches that blocks are made of: each a real operation on the feature map that can also say its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.blocks import algebra
+from harness.blocks.algebra import Kernel
+from harness.blocks.base import ConvSpec
+
+
+class Branch(Protocol):
+    """What `Parallel` sums: a module with a kernel no larger than the block's."""
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor: ...
+
+    def kernel(self) -> Kernel: ...
+
+
+class ConvBN(nn.Module):
+    """y = bn(W * x), W (c_out, c_in / groups, kh, kw); `taps` (kh, kw) odd, by default the spec's square."""
+
+    def __init__(self, spec: ConvSpec, taps: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.groups = spec.groups
+        taps = taps or (spec.kernel_size, spec.kernel_size)
+        padding = (spec.dilation * (taps[0] // 2), spec.dilation * (taps[1] // 2))
+        self.conv = nn.Conv2d(spec.c_in, spec.c_out, taps, spec.stride, padding, spec.dilation, spec.groups, bias=False)
+        self.bn = nn.BatchNorm2d(spec.c_out)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.bn(self.conv(x_NCHW))  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        return algebra.fold(self.conv.weight, self.bn)
+
+
+class IdentityBN(nn.Module):
+    """y = bn(x): the kernel is the folded 1x1 identity."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.bn = nn.BatchNorm2d(spec.c_out)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.bn(x_NCHW)  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        return algebra.fold(algebra.identity(self.spec.c_in, self.spec.groups, self.bn.weight), self.bn)
+
+
+class Parallel(nn.ModuleList):
+    """y = sum of the branches; kernels smaller than `kernel_size` sit at the centre of the sum's."""
+
+    def __init__(self, kernel_size: int, branches: Iterable[nn.Module]) -> None:
+        super().__init__(branches)
+        self.kernel_size = kernel_size
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        first, *others = self
+        y_NCHW: Tensor = first(x_NCHW)
+        for branch in others:
+            y_NCHW = y_NCHW + branch(x_NCHW)
+        return y_NCHW
+
+    def kernel(self) -> Kernel:
+        branches: Iterable[Branch] = self  # type: ignore[assignment]
+        kernels = [branch.kernel() for branch in branches]
+        return algebra.add(Kernel(algebra.embed(k.weight, self.kernel_size), k.bias) for k in kernels)
+
+
+class PaddedBN(nn.Module):
+    """bn(x) with `padding` more pixels around it that hold what the norm makes of a zero.
+
+    With this rim, and not with zeros, a k x k convolution behind it folds exactly at the border. The rim is made of
+    the *running* statistics and carries no gradient, in training too, as the DBB authors have it; the norm runs
+    first, so they are the ones that this very forward has just updated.
+    """
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW: Tensor = self.bn(x_NCHW)
+        if not self.padding:
+            return y_NCHW
+        rim_HW = F.pad(y_NCHW.new_zeros(y_NCHW.shape[2:]), [self.padding] * 4, value=1.0)
+        shift_C = algebra.norm_shift(self.bn).detach().to(y_NCHW.dtype)
+        # One addition of a single map: filling slices would clone the whole gradient once per side in backward.
+        return F.pad(y_NCHW, [self.padding] * 4).add_(shift_C[:, None, None] * rim_HW)

@@ -1,0 +1,56 @@
+"""OREPA in RepVGG's place: three branches on features, the k x k one composed from OREPA's terms.
+
+    train   y = bn_k(W * x) + bn_1(W_1 * x) + bn_0(x),   W = sum_j v_j W_j   (orepa.py, without its 1x1)
+    fused   y = W' * x + b,   W' = fold(W) + embed(fold(W_1)) + embed(fold(I))
+
+`reparam` says how W is evaluated; the three branches have batch norms and stay on features. The bn_0 branch exists
+only when c_in == c_out and stride == 1.
+Shapes: x (N, c_in, H, W) -> y (N, c_out, ceil(H / stride), ceil(W / stride)).
+Paper: Hu et al., Online Convolutional Re-parameterization, CVPR 2022, arXiv:2204.00826, section 4.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from harness.blocks import algebra
+from harness.blocks.algebra import Kernel
+from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.branches import ConvBN, IdentityBN, Parallel
+from harness.blocks.orepa import SCALING, WHERE, LinearBranches
+
+
+class ComposedBN(nn.Module):
+    """y = bn(W * x) with OREPA's W."""
+
+    def __init__(self, spec: ConvSpec, reparam: str, scaling: str) -> None:
+        super().__init__()
+        self.branches = LinearBranches(spec, scaling=scaling, point=False, slope=1.0)
+        self.bn = nn.BatchNorm2d(spec.c_out)
+        self.reparam = reparam
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        summed = self.branches.online if self.reparam == "online" else self.branches.offline
+        return self.bn(summed(x_NCHW))  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        return algebra.fold(self.branches.kernel(fast=False), self.bn)
+
+
+@BLOCKS.register("orepa_vgg")
+class OREPAVGG(FusableBlock):
+    family = "re-parameterized"
+    paper = "Hu et al., Online Convolutional Re-parameterization, CVPR 2022, arXiv:2204.00826, section 4"
+
+    def __init__(self, spec: ConvSpec, *, reparam: WHERE = "online", scaling: SCALING = "vector") -> None:
+        super().__init__(spec, reparam=reparam, scaling=scaling)
+        branches: list[nn.Module] = [ComposedBN(spec, reparam, scaling), ConvBN(spec.resized(1))]
+        if spec.keeps_shape:
+            branches.append(IdentityBN(spec))
+        self.branches = Parallel(spec.kernel_size, branches)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.branches(x_NCHW)  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        return self.branches.kernel()

@@ -1,0 +1,55 @@
+"""The words a suite may use that no registry holds, and the defaults of design.md's one table."""
+
+from __future__ import annotations
+
+DTYPES = {
+    "float64": "double precision",
+    "float32": "single precision",
+    "tf32": "float32 storage, TensorFloat-32 products (NVIDIA Ampere and later)",
+    "float16": "half precision",
+    "bfloat16": "brain floating point",
+}
+
+MEMORY_FORMATS = {"contiguous": "NCHW", "channels_last": "NHWC"}
+
+DEVICE_KINDS = {
+    "cpu": "this machine's processor",
+    "cuda": "NVIDIA (or ROCm) GPU; cuda:1 names the second",
+    "xpu": "Intel GPU",
+    "mps": "Apple GPU",
+}
+
+DEVICE_OPTIONS = {
+    "cudnn_benchmark": {"choices": [True, False], "what": "let cuDNN time its algorithms first (cuda only)"},
+}
+
+IMPLEMENTATIONS = ["single", "foreach", "fused"]
+
+OPTIMIZERS = {
+    "sgd": {
+        "lr": {"type": "number", "default": 0.1},
+        "momentum": {"type": "number", "default": 0.9},
+        "weight_decay": {"type": "number", "default": 0.0},
+        "implementation": {"choices": IMPLEMENTATIONS, "default": None},
+    },
+    "adamw": {
+        "lr": {"type": "number", "default": 1e-3},
+        "weight_decay": {"type": "number", "default": 0.01},
+        "implementation": {"choices": IMPLEMENTATIONS, "default": None},
+    },
+}
+
+LAYER_OPTIONS = ("c_in", "c_out", "stride", "groups", "dilation")
+"""Options of the backbone `layer`, a single convolution: positive whole numbers."""
+
+
+def default_batch_size(backbone: str, device: str) -> int:
+    """8 on the CPU and for a single layer, 64 on an accelerator."""
+    return 8 if backbone == "layer" or device == "cpu" else 64
+
+
+def default_image_size(backbone: str, device: str) -> int:
+    """Pixels: 96 on the CPU, 224 on an accelerator; a single layer sees a map of 56."""
+    if backbone == "layer":
+        return 56
+    return 96 if device == "cpu" else 224

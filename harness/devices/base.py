@@ -1,0 +1,91 @@
+"""What the harness asks of a device: waiting, marking time, counting memory, saying what it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from harness.errors import HarnessError, Unsupported
+from harness.records import Json
+from harness.registry import unknown
+
+
+class Device(ABC):
+    """A place where tensors live and work is timed.
+
+    `options` are switches that hold while the device is `configured()`, for example ``cudnn_benchmark``;
+    a name that the device does not have raises UnknownName, a value that is not a bool HarnessError.
+    """
+
+    kind: str
+    OPTIONS: ClassVar[Mapping[str, bool]] = {}
+    """The switches of this kind and what each is when nobody says."""
+
+    def __init__(self, **options: Json) -> None:
+        for name, value in options.items():
+            if name not in self.OPTIONS:
+                raise self._no_option(name)
+            if not isinstance(value, bool):
+                raise HarnessError(f"{self.kind}: {name} is {value!r}", remedy=f"use {name}: true or {name}: false")
+        self.options: dict[str, bool] = {**self.OPTIONS, **options}
+
+    @classmethod
+    def _no_option(cls, name: str) -> HarnessError:
+        if cls.OPTIONS:
+            return unknown(f"option of device {cls.kind}", name, cls.OPTIONS)
+        return Unsupported(f"device {cls.kind} has no option {name!r}", remedy="leave it out")
+
+    @property
+    @abstractmethod
+    def torch_device(self) -> torch.device:
+        """Where tensors are put."""
+
+    @property
+    def name(self) -> str:
+        """As a suite writes it: ``cpu``, ``cuda``, ``cuda:1``."""
+        return str(self.torch_device)
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None when it can be used here, otherwise the reason in one sentence."""
+
+    @contextmanager
+    def configured(self) -> Iterator[None]:
+        """The device's options, and the device as the current one, for the length of a `with`."""
+        yield
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Return when everything launched so far is done."""
+
+    @abstractmethod
+    def record(self) -> Any:
+        """A mark in the device's own order of work; never waits."""
+
+    @abstractmethod
+    def elapsed(self, start: Any, end: Any) -> float:
+        """Seconds between two marks, once the device has been synchronised after the second."""
+
+    @abstractmethod
+    def memory_now(self) -> int:
+        """Bytes of live tensors. Raises Unsupported where the device does not count them."""
+
+    @abstractmethod
+    def memory_peak(self) -> int:
+        """The most bytes of live tensors since `memory_reset`. Raises Unsupported as `memory_now`."""
+
+    @abstractmethod
+    def memory_reset(self) -> None:
+        """Begin a new peak at what is live now. Raises Unsupported as `memory_now`."""
+
+    def empty_cache(self) -> None:
+        """Give back what the allocator keeps in reserve; nothing where there is no such reserve."""
+        return
+
+    @abstractmethod
+    def facts(self) -> dict[str, Json]:
+        """What identifies it for a reader a year later; plain JSON, sizes in bytes."""

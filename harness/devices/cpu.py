@@ -1,0 +1,75 @@
+"""The processor: work is done when the call returns, so a mark is a reading of the clock."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from time import perf_counter
+from typing import NoReturn
+
+import psutil
+import torch
+
+from harness.devices.base import Device
+from harness.errors import Unsupported
+from harness.records import Json
+
+
+class CpuDevice(Device):
+    """torch's CPU backend. It has no allocator statistics: memory is counted by `harness.memory` instead."""
+
+    kind = "cpu"
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def available(self) -> str | None:
+        return None
+
+    def synchronize(self) -> None:
+        return
+
+    def record(self) -> float:
+        return perf_counter()
+
+    def elapsed(self, start: float, end: float) -> float:
+        return end - start
+
+    def memory_now(self) -> int:
+        self._refuse()
+
+    def memory_peak(self) -> int:
+        self._refuse()
+
+    def memory_reset(self) -> None:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise Unsupported(
+            "the cpu device does not count tensor memory",
+            remedy="track the storages with harness.memory (metric train_memory), or use an accelerator",
+        )
+
+    def facts(self) -> dict[str, Json]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "model": processor_name(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "driver": None,
+            "options": dict(self.options),
+        }
+
+
+def processor_name() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

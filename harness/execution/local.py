@@ -1,0 +1,172 @@
+"""One fresh process per task, forked from a server that has torch and the harness loaded already.
+
+A worker may hang, crash, be killed or eat the machine's memory: whatever happens, its parent gets a `Death` and goes
+on. A parent that is killed takes its workers with it (process.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+from harness.errors import HarnessError
+from harness.execution.process import main
+from harness.records import Json, Status, Task
+
+PRELOAD = ["harness.execution.process", "harness.execution.worker"]
+POLL = 0.2
+"""Seconds between looks at the clock and at the worker's memory."""
+
+LINGER = 5.0
+"""Seconds that a worker which has said everything may take to exit."""
+
+PROBE_TIMEOUT = 300.0
+MEMORY_SHARE = 0.8
+TAIL = 4000
+"""Characters of a dead worker's output that its record keeps."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended without finishing its task."""
+
+    status: Status
+    reason: str
+    output: str
+
+
+class LocalExecutor:
+    """Performs tasks one after the other, each in its own process. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+        self._worker: Any = None
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+
+    def probe(self, names: list[str]) -> Json:
+        """Facts about devices and threads, found out where torch is."""
+        answers: list[Json] = []
+        death = self._run({"probe": names}, answers.append, PROBE_TIMEOUT, None)
+        if death is not None or not answers:
+            tail = death.output if death else ""
+            raise HarnessError(
+                f"a worker process cannot start: {death.reason if death else 'no answer'}\n{tail}".rstrip(),
+                remedy="see whether 'python -c \"import torch, timm\"' works in this environment",
+            )
+        return answers[0]["probe"]
+
+    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], None]) -> Death | None:
+        """Hand every message of the worker to `emit`; None when it finished, otherwise how it ended."""
+        memory = task.budget.memory or int(MEMORY_SHARE * psutil.virtual_memory().total)
+        order = {"task": task.to_json(), "key": key, "fingerprint": fingerprint, "memory": memory}
+        return self._run(order, emit, task.budget.timeout, memory)
+
+    def _run(self, order: Json, emit: Callable[[Json], None], timeout: float, memory: int | None) -> Death | None:
+        reader, writer = self._context.Pipe(duplex=False)
+        with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+            output = Path(folder) / "output"
+            self._start(order, writer, output)
+            try:
+                death = self._watch(reader, emit, timeout, memory, output)
+            finally:
+                self._kill()
+                reader.close()
+        return death
+
+    def _start(self, order: Json, writer: Connection, output: Path) -> None:
+        self._worker = self._context.Process(target=main, args=(order, writer, str(output)))
+        with _without_main():
+            self._worker.start()
+        writer.close()
+
+    def _watch(
+        self, reader: Connection, emit: Callable[[Json], None], timeout: float, memory: int | None, output: Path
+    ) -> Death | None:
+        deadline = time.monotonic() + timeout
+        peak = 0
+        while True:
+            for ready in wait([reader, self._worker.sentinel], timeout=POLL):
+                if ready is reader:
+                    try:
+                        emit(json.loads(reader.recv_bytes()))
+                    except (EOFError, OSError):
+                        return self._ended(peak, memory, output)
+                elif not reader.poll():
+                    return self._ended(peak, memory, output)
+            peak = max(peak, self._resident())
+            if memory is not None and peak > memory:
+                self._kill()
+                return Death(Status.OOM, f"the task held {peak >> 20} MiB, its limit is {memory >> 20} MiB", _tail(output))
+            if time.monotonic() > deadline:
+                self._kill()
+                return Death(Status.TIMEOUT, f"the task took longer than {timeout:g} s", _tail(output))
+
+    def _ended(self, peak: int, memory: int | None, output: Path) -> Death | None:
+        """The worker's end, from its exit code."""
+        self._worker.join(LINGER)
+        code = self._worker.exitcode
+        if not code:  # None: all was said, only threads of a library keep it from leaving
+            return None
+        if code == -signal.SIGKILL and memory is not None and peak > 0.9 * memory:
+            return Death(Status.OOM, f"killed while holding {peak >> 20} MiB", _tail(output))
+        if code < 0:
+            return Death(Status.KILLED, f"the worker was ended by {signal.Signals(-code).name}", _tail(output))
+        return Death(Status.ERROR, f"the worker exited with {code}", _tail(output))
+
+    def _resident(self) -> int:
+        try:
+            process = psutil.Process(self._worker.pid)
+            return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+        except psutil.Error:
+            return 0
+
+    def _kill(self) -> None:
+        """End the worker and whatever it started; nothing when it has ended already."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        if worker.is_alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # before its setsid the worker shares the server's group: kill it alone then
+                grouped = os.getpgid(worker.pid) == worker.pid
+                (os.killpg if grouped else os.kill)(worker.pid, signal.SIGKILL)
+        worker.join()
+        worker.close()
+
+
+def _tail(output: Path) -> str:
+    try:
+        return output.read_text(errors="replace")[-TAIL:]
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep workers from importing the caller's script again: they need nothing of it, and it may have no guard."""
+    real = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = real

@@ -1,0 +1,77 @@
+"""What runs inside a worker process: guards first, then the task.
+
+The parent imports this module too, to name `main`, so torch comes in only inside it; the forkserver has loaded
+worker.py before, and with it torch, timm and the whole harness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from harness.records import Json, Task
+
+
+def main(order: Json, answers: Connection, output: str) -> None:
+    """Do one order (``{"task": ..., "key": ..., "fingerprint": ..., "memory": ...}`` or ``{"probe": [...]}``).
+
+    Answers are JSON texts on `answers`; whatever the task prints goes to the file `output`.
+    """
+    _guard(output)
+    from harness.execution import worker
+
+    def emit(message: Json) -> None:
+        answers.send_bytes(json.dumps(message).encode())
+
+    if "probe" in order:
+        emit({"probe": worker.probe(order["probe"])})
+        return
+    if order["memory"] is not None:
+        limit_memory(order["memory"])
+    worker.perform(Task.from_json(order["task"]), order["key"], order["fingerprint"], emit)
+
+
+def _guard(output: str) -> None:
+    """Own process group, death with the parent, deaf to Ctrl-C (the parent decides), output into a file."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_after, args=(parent,), daemon=True).start()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    # text that tests or progress bars wrapped around the streams must not hold on to the old ones
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(i), "w", buffering=1) for i in (1, 2))
+
+
+def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def limit_memory(limit: int) -> None:
+    """Let allocations beyond `limit` bytes fail, counted from now.
+
+    RLIMIT_DATA and not RLIMIT_AS: torch maps gigabytes of address space before its first tensor.
+    """
+    with contextlib.suppress(ValueError, OSError):  # not on every system; the parent watches as well
+        now = _data_bytes()
+        resource.setrlimit(resource.RLIMIT_DATA, (limit + now, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0

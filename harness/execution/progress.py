@@ -1,0 +1,95 @@
+"""What a run shows while it works: a live line on a terminal, plain lines elsewhere. Only standard error is used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from harness.records import Record, Task, TaskKind
+
+PLAIN_EVERY = 10.0
+"""Seconds between plain lines; failures are told at once."""
+
+
+def describe(task: Task) -> str:
+    """A task in a few words: what is measured, on what."""
+    first = task.cells[0]
+    what = "+".join(metric.name for metric in task.metrics)
+    where = first.backbone.label if first.kernel_size is None else f"{first.backbone.label} k{first.kernel_size}"
+    if task.kind is TaskKind.VISIT:
+        return f"{where}: {what}, round {task.round + 1} of {task.budget.rounds}, {len(task.cells)} variants"
+    seed = f", seed {task.round}" if task.kind is TaskKind.TRAINING else ""
+    return f"{first.block.label} on {where}: {what}{seed}"
+
+
+class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
+    """Shows tasks as they start and records as they fail, and how long the rest will take.
+
+    The remaining time comes from the pace of this run so far, kind of task by kind of task.
+    """
+
+    def __init__(self, tasks: Sequence[Task], console: Console) -> None:
+        self.tasks = tasks
+        self.console = console
+        self.live: Progress | None = None
+        self.spent: dict[TaskKind, list[float]] = {kind: [] for kind in TaskKind}
+        self._began = self._told = 0.0
+        self._row: Any = None
+
+    def __enter__(self) -> ProgressDisplay:
+        if self.console.is_terminal:
+            columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
+            self.live = Progress(*columns, console=self.console, transient=True)
+            self.live.start()
+            self._row = self.live.add_task("", total=len(self.tasks))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, task: Task, number: int) -> None:
+        self._began = time.monotonic()
+        left = self._left(number)
+        text = f"{describe(task)}{left}"
+        if self.live:
+            self.live.update(self._row, description=text, completed=number)
+        elif self._began - self._told > PLAIN_EVERY or number == 0:
+            self._told = self._began
+            self._say(f"[{number + 1}/{len(self.tasks)}] {text}")
+
+    def recorded(self, record: Record) -> None:
+        if record.status.failed:
+            self._say(f"{record.status}: cell {record.cell}, {record.metric}: {record.reason}")
+
+    def finished(self, task: Task, number: int) -> None:
+        if self._began:
+            self.spent[task.kind].append(time.monotonic() - self._began)
+            self._began = 0.0
+        if self.live:
+            self.live.update(self._row, completed=number + 1)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, number: int) -> str:
+        known = [seconds for spent in self.spent.values() for seconds in spent]
+        if not known:
+            return ""
+        general = sum(known) / len(known)
+        pace = {kind: sum(spent) / len(spent) if spent else general for kind, spent in self.spent.items()}
+        seconds = sum(pace[task.kind] for task in self.tasks[number:])
+        return f", about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """3700 -> "1 h 2 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

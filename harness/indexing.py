@@ -1,0 +1,85 @@
+"""Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset or timm version has come or changed.
+
+`index.json` takes seconds; `backbones.json` builds every timm model on meta and takes minutes, so it is only made with
+``--backbones``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from harness import blocks, catalog
+from harness.data import DATASETS
+from harness.errors import HarnessError
+from harness.metrics import METRICS
+from harness.models import backbones
+from harness.models.describing import describe
+from harness.records import Json
+
+FOLDER = Path(catalog.__file__).parent
+SCHEMA = Path(__file__).parent.parent / "docs" / "suite.schema.json"
+
+NATIVE: Json = {
+    "family": "native",
+    "paper": "timm's own re-parameterizable networks (RepVGG, MobileOne, FastViT, RepViT, GhostNetV3, RepGhostNet)",
+    "fusable": True,
+    "evaluations": ["offline"],
+    "options": {},
+    "limits": {"kernel_size": []},
+    "sister": None,
+}
+"""Not a block that is put in, but the backbone's own: it is left as timm builds it and fused as timm fuses it."""
+
+
+def index() -> dict[str, Json]:
+    """Blocks, metrics and datasets, as planning sees them."""
+    declared = {name: blocks.declaration(name) for name in blocks.BLOCKS}
+    return {
+        "blocks": {**declared, "native": NATIVE},
+        "metrics": {name: METRICS[name].to_json() for name in METRICS},
+        "datasets": {name: {"what": _first_line(DATASETS[name])} for name in DATASETS},
+    }
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def backbone_entry(name: str) -> Json | None:
+    """What planning needs of a backbone; None when no block can take a place in it."""
+    try:
+        found = describe(name)
+    except Exception as problem:  # some of timm's models cannot be run on meta, or are no image models
+        print(f"{name}: left out: {str(problem).splitlines()[0][:100]}", file=sys.stderr)
+        return None
+    if not found["kernels"] and not found["native"]:
+        return None
+    return {key: found[key] for key in ("source", "kernels", "native")}
+
+
+def backbone_index() -> dict[str, Json]:
+    """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself."""
+    entries = {name: backbone_entry(name) for name in backbones.names() if name != "layer"}
+    layer = {"source": "harness", "kernels": {}, "native": False}
+    return {"layer": layer, **{name: entry for name, entry in entries.items() if entry}}
+
+
+def write(with_backbones: bool) -> None:
+    """Write the catalog into the package, and the suite's schema into docs/."""
+    (FOLDER / "index.json").write_text(json.dumps(index(), indent=1) + "\n", encoding="utf-8")
+    if with_backbones:
+        lines = [f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in backbone_index().items()]
+        (FOLDER / "backbones.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    from harness.suite.schema import schema_text  # reads what was just written
+
+    if SCHEMA.parent.is_dir():
+        SCHEMA.write_text(schema_text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        write(with_backbones="--backbones" in sys.argv[1:])
+    except HarnessError as problem:
+        sys.exit(f"error: {problem}")

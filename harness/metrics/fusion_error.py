@@ -1,0 +1,105 @@
+"""How exactly the train form folds into one convolution.
+
+Fresh batch norms are nearly the identity and hide folding mistakes, so statistics and affines are drawn at random
+first. The yardstick is the train form in float64 on the CPU; what is measured is the fused form in the cell's dtype
+on the cell's device. Rim and interior are told apart because most folding mistakes live where padding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from harness.blocks.base import FusableBlock
+from harness.metrics.base import metric, one
+from harness.metrics.subject import Subject
+from harness.models import fuse, randomize_statistics
+from harness.records import Form, Kind, Quantity, Reading, TaskKind
+
+LARGEST_BATCH = 4
+"""Exactness does not depend on the batch, and a float64 yardstick on the CPU is slow."""
+
+FUSED: tuple[Form, ...] = ("fused",)
+
+
+@metric(
+    "fusion_error",
+    TaskKind.CELL,
+    Quantity("fusion_error", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error of the output"),
+    Quantity("fusion_error_max", "1", Kind.BOUNDED, forms=FUSED, what="largest error over largest output"),
+    Quantity("fusion_error_rim", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error where padding is seen"),
+    Quantity("fusion_error_interior", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error elsewhere"),
+)
+def fusion_error(subject: Subject) -> Iterable[Reading]:
+    """Relative error of the fused form against the train form in float64, batch norm randomised.
+
+    The first two are of the model's output; rim and interior are of single layers, the worst of them, each layer
+    fed with what it saw in the train form.
+    """
+    model = subject.bare_model().to(torch.float64 if subject.dtype == torch.float64 else torch.float32).eval()
+    randomize_statistics(model, subject.seed)
+    x = subject.input(min(subject.cell.batch_size, LARGEST_BATCH)).cpu()
+    fused = subject.placed(fuse(model)).eval()
+    exact = deepcopy(model).double().eval()
+    inputs = _inputs_of_blocks(exact, x.double())
+    with torch.inference_mode():
+        wanted, got = exact(x.double()), _run(fused, x, subject)
+    yield one("fusion_error", "fused", "1", relative_l2(got, wanted))
+    yield one("fusion_error_max", "fused", "1", ((got - wanted).abs().max() / wanted.abs().max()).item())
+    yield from _by_layer(subject, exact, fused, inputs)
+
+
+def relative_l2(got: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over the norm of what was wanted; 0 when both are empty or zero."""
+    difference, size = (got - wanted).norm().item(), wanted.norm().item()
+    return difference / size if size else difference
+
+
+def rim_mask(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
+    """True at the outputs (H, W) whose window reaches into the padding."""
+    masks = []
+    for axis in (0, 1):
+        k, s, d, p = (value[axis] for value in (conv.kernel_size, conv.stride, conv.dilation, conv.padding))
+        first = torch.arange(y.shape[2 + axis]) * s - int(p)
+        masks.append((first < 0) | (first + d * (k - 1) >= x.shape[2 + axis]))
+    return masks[0][:, None] | masks[1][None, :]
+
+
+def _run(module: nn.Module, x: Tensor, subject: Subject) -> Tensor:
+    output: Tensor = module(x.to(subject.device.torch_device, subject.dtype))
+    return output.cpu().double()
+
+
+def _inputs_of_blocks(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What every fusable block sees when the model runs on `x`."""
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as stack, torch.inference_mode():
+        for name, module in model.named_modules():
+            if isinstance(module, FusableBlock):
+                hook = module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+                stack.callback(hook.remove)
+        model(x)
+    return seen
+
+
+def _by_layer(
+    subject: Subject, exact: nn.Module, fused: nn.Module, inputs: dict[str, Tensor]
+) -> Iterable[Reading]:
+    errors: dict[str, dict[str, float]] = {"rim": {}, "interior": {}}
+    for name, x in inputs.items():
+        block, conv = exact.get_submodule(name), fused.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        with torch.inference_mode():
+            wanted, got = block(x), _run(conv, x, subject)
+        rim = rim_mask(conv, x, wanted)
+        for part, mask in (("rim", rim), ("interior", ~rim)):
+            if mask.any():
+                errors[part][name] = relative_l2(got[..., mask], wanted[..., mask])
+    for part, by_layer in errors.items():
+        if by_layer:
+            worst = max(by_layer, key=lambda name: by_layer[name])
+            yield one(f"fusion_error_{part}", "fused", "1", by_layer[worst], worst_layer=worst, layers=len(by_layer))

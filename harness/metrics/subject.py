@@ -1,0 +1,135 @@
+"""What a cell builds: the model in both forms, its input, its loss, its optimizer, on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness import blocks, devices
+from harness.catalog.vocabulary import OPTIMIZERS
+from harness.models import backbones, fuse, swap
+from harness.records import Cell
+from harness.suite import where_value
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+CLASSES = 1000
+"""Of a backbone's head when its cost is measured: as published."""
+
+
+class Subject:
+    """A cell come to life. Each `model` is built anew from the seed, so that metrics cannot disturb each other."""
+
+    def __init__(self, cell: Cell, seed: int = 0) -> None:
+        self.cell = cell
+        self.seed = seed
+        self.device = devices.get(cell.device.name, **cell.device.options)
+
+    @property
+    def is_layer(self) -> bool:
+        """A single convolution, without a head: its loss is the mean of squares."""
+        return self.cell.backbone.name == "layer"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.cell.dtype]
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Threads, device options and float32 precision as the cell wants them, for the length of a `with`."""
+        threads = torch.get_num_threads()
+        with ExitStack() as stack:
+            stack.enter_context(self.device.configured())
+            if self.cell.threads is not None:
+                torch.set_num_threads(self.cell.threads)
+                stack.callback(torch.set_num_threads, threads)
+            if self.device.kind == "cuda":
+                stack.enter_context(_float32_products("tf32" if self.cell.dtype == "tf32" else "ieee"))
+            yield
+
+    def bare_model(self, classes: int = CLASSES) -> nn.Module:
+        """The train form in float32 on the current default device (`torch.device("meta")` works), seeded."""
+        torch.manual_seed(self.seed)
+        cell = self.cell
+        if self.is_layer:
+            sizes = {"c_in": 64, "c_out": 64, **cell.backbone.options}
+            return blocks.create(cell.block.name, kernel_size=cell.kernel_size or 3, **sizes, **cell.block.options)
+        model = backbones.build(cell.backbone.name, num_classes=classes, **cell.backbone.options)
+        if cell.block.name == "native":
+            return model
+        where = where_value(cell.where)
+        return swap(model, cell.block.name, where=where, kernel_size=cell.kernel_size, **cell.block.options)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """`model` on the cell's device, in its dtype and memory format."""
+        return model.to(self.device.torch_device, self.dtype).to(memory_format=FORMATS[self.cell.memory_format])  # type: ignore[call-overload, no-any-return]
+
+    def model(self, form: str = "train", classes: int = CLASSES) -> nn.Module:
+        """A new model: the train form in train mode, or the fused form in eval mode."""
+        model = self.bare_model(classes)
+        if form == "train":
+            return self.placed(model).train()
+        # folded before it is cast: folding in half precision would measure the rounding of the fold
+        return self.placed(fuse(model.eval())).eval()
+
+    def input(self, batch: int | None = None) -> Tensor:
+        """Normal noise, (batch, channels, image_size, image_size), the same for every variant of a group."""
+        cell = self.cell
+        channels = cell.backbone.options.get("c_in", 64) if self.is_layer else 3
+        generator = torch.Generator().manual_seed(self.seed)
+        x = torch.randn(batch or cell.batch_size, channels, cell.image_size, cell.image_size, generator=generator)
+        return x.to(self.device.torch_device, self.dtype, memory_format=FORMATS[cell.memory_format])
+
+    def target(self, batch: int | None = None) -> Tensor:
+        """A class for every image, (batch,), int64."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        labels = torch.randint(CLASSES, (batch or self.cell.batch_size,), generator=generator)
+        return labels.to(self.device.torch_device)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy; for `layer` the mean of squares."""
+        return output.square().mean() if self.is_layer else nn.functional.cross_entropy(output, target)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The cell's optimizer, its implementation set explicitly from the target device."""
+        return make_optimizer(self.cell, model)
+
+
+def optimizer_options(cell: Cell) -> dict[str, Any]:
+    """Every option of the cell's optimizer, defaults filled in, `implementation` included."""
+    declared: dict[str, Any] = OPTIMIZERS[cell.optimizer.name]
+    options = {name: cell.optimizer.options.get(name, entry["default"]) for name, entry in declared.items()}
+    if options["implementation"] is None:
+        # what torch itself would choose there; named, so that a prediction for another device can follow it
+        options["implementation"] = "foreach" if cell.device.name.startswith(("cuda", "xpu")) else "single"
+    return options
+
+
+def make_optimizer(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
+    options = optimizer_options(cell)
+    implementation = options.pop("implementation")
+    flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    classes: dict[str, Any] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    optimizer: torch.optim.Optimizer = classes[cell.optimizer.name](model.parameters(), **options, **flags)
+    return optimizer
+
+
+@contextmanager
+def _float32_products(precision: str) -> Iterator[None]:
+    """How CUDA multiplies float32: "ieee" or "tf32", for matrix products and convolutions alike."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

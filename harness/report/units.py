@@ -1,0 +1,69 @@
+"""From SI base units to what people read: ms, MiB, M, per cent. Nothing else in the harness converts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
+    "B": ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
+    "1": tuple((factor, prefix) for factor, prefix in _DECIMAL[1:]),
+    "MAC": tuple((factor, f"{prefix}MAC") for factor, prefix in _DECIMAL),
+    "MAC/s": tuple((factor, f"{prefix}MAC/s") for factor, prefix in _DECIMAL),
+    "1/s": ((1.0, "1/s"),),
+    "fraction": ((0.01, "%"),),
+    "x": ((1.0, "x"),),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Divide an SI value by `factor` to have it in `name`."""
+
+    factor: float
+    name: str
+
+    def text(self, value: float) -> str:
+        """The number alone, to four digits."""
+        return digits(value / self.factor)
+
+    def with_unit(self, value: float) -> str:
+        return f"{self.text(value)} {self.name}".strip()
+
+
+def scale_for(unit: str, values: Iterable[float]) -> Scale:
+    """One scale for a whole column: the largest in which its middle value is at least 1."""
+    steps = SCALES.get(unit, ((1.0, unit),))
+    sizes = sorted(abs(value) for value in values if math.isfinite(value) and value)
+    if not sizes:
+        return Scale(*min(steps, key=lambda step: abs(math.log(step[0]))))
+    middle = sizes[len(sizes) // 2]
+    return Scale(*next((step for step in steps if middle >= step[0]), steps[-1]))
+
+
+def readable(value: float, unit: str) -> str:
+    """One value with its own unit: ``12.3 ms``."""
+    return scale_for(unit, [value]).with_unit(value)
+
+
+def digits(value: float) -> str:
+    """Four digits, and powers of ten only where they help: ``0.05``, ``12.35``, ``11690``, ``3.1e-16``."""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e7:
+        return f"{value:.2g}"
+    return f"{value:.0f}" if size >= 1000 else f"{value:.4g}"
+
+
+def interval(low: float, high: float, decimals: int = 2) -> str:
+    """``[1.35, 1.41]``; nothing where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{low:.{decimals}f}, {high:.{decimals}f}]"

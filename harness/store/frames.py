@@ -1,0 +1,70 @@
+"""Journal -> pandas. Everything downstream (verdicts, reports) starts from these frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.records import AXES, Reading, Record
+from harness.store.run import Run, quantities_of, quantity_of
+
+ROUND_COLUMNS = ["cell", "metric", "form", "unit", "kind", "better", "round", "value", "status"]
+SAMPLE_COLUMNS = ["cell", "metric", "form", "unit", "round", "sample", "value"]
+
+
+def cells_frame(run: Run) -> pd.DataFrame:
+    rows = []
+    for group in run.meta["plan"]["groups"]:
+        for id_ in group["cells"]:
+            place = {"cell": id_, "group": group["id"], "reference": id_ == group["reference"]}
+            rows.append({**place, "compared": group["axis"], **run.planned_cells[id_].axes()})
+    columns = ["cell", "group", "reference", "compared", *AXES]
+    return pd.DataFrame(rows, columns=columns).set_index("cell")
+
+
+def rounds_frame(run: Run) -> pd.DataFrame:
+    rows = [row for record in run.records() for row in _rounds_of(record)]
+    return pd.DataFrame(rows, columns=ROUND_COLUMNS)
+
+
+def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
+    shared = {"cell": record.cell, "round": record.round, "status": str(record.status)}
+    if record.status.measured:
+        for reading in record.readings:
+            quantity = quantity_of(reading.metric)
+            yield shared | {
+                "metric": reading.metric,
+                "form": reading.form,
+                "unit": reading.unit,
+                "kind": str(quantity.kind) if quantity else "sampled",
+                "better": quantity.better if quantity else "lower",
+                "value": float(np.median(reading.values)) if reading.values else np.nan,
+            }
+        return
+    for quantity in quantities_of(record.metric, record.kind):
+        for form in quantity.forms:
+            yield shared | {
+                "metric": quantity.name,
+                "form": form,
+                "unit": quantity.unit,
+                "kind": str(quantity.kind),
+                "better": quantity.better,
+                "value": np.nan,
+            }
+
+
+def samples_frame(run: Run) -> pd.DataFrame:
+    rows = [
+        (record.cell, reading.metric, reading.form, reading.unit, record.round, i, value)
+        for record in run.records()
+        for reading in record.readings
+        for i, value in _numbered(reading)
+    ]
+    return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
+
+
+def _numbered(reading: Reading) -> Iterator[tuple[int, float]]:
+    return iter(enumerate(reading.values))

@@ -1,0 +1,151 @@
+"""One row per cell, metric and form: from the rounds' medians to a value with its 99 % interval.
+
+`summarise` is what `Run.frame()` returns. Everything is in SI base units; a row that could not be
+measured carries its status and NaN, so that a table can say why instead of leaving a hole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from harness.records import AXES, Kind, Status
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE = 0.99
+"""Of every interval the harness prints: with a hundred readings in a report, 95 % would miss five of them."""
+
+KEY = ["cell", "metric", "form"]
+MEASURED = [str(status) for status in Status if status.measured]
+COLUMNS = [*KEY, "kind", "better", "value", "unit", "low", "high", "n", "status"]
+
+
+def student_interval(
+    mean: ArrayLike, sd: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's t interval of a mean, elementwise; NaN where fewer than two values were seen."""
+    from scipy.special import stdtrit  # the quantile behind scipy.stats.t.ppf, without its second of start-up
+
+    mean, sd, n = np.broadcast_arrays(*(np.asarray(x, dtype=float) for x in (mean, sd, n)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        half = np.where(n > 1, stdtrit(np.maximum(n - 1, 1), (1 + confidence) / 2) * sd / np.sqrt(n), np.nan)
+    return mean - half, mean + half
+
+
+def summarise(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """The tidy frame: the axes, then cell, group, reference, metric, form and the summary of its rounds.
+
+    `value` is the geometric mean over rounds for sampled quantities (the arithmetic one for fractions,
+    which may be zero), the plain value for counts, the worst for bounded ones. `low` and `high` are
+    Student's 99 % interval over rounds for sampled quantities, else the extremes seen.
+    """
+    measured = last_visits(rounds)
+    summary = per_form(measured)
+    rows = pd.concat([summary, _derived(cells, summary), _unmeasured(cells, rounds, measured)], ignore_index=True)
+    front = [*AXES, "group", "reference"]
+    tidy = rows.merge(cells[front], how="inner", left_on="cell", right_index=True)
+    position = pd.Series(np.arange(len(cells)), index=cells.index)
+    tidy = tidy.assign(_order=tidy["cell"].map(position)).sort_values(["_order", "metric", "form"], kind="stable")
+    return tidy[[*AXES, "cell", "group", "reference", *COLUMNS[1:]]].reset_index(drop=True)
+
+
+def last_visits(rounds: pd.DataFrame) -> pd.DataFrame:
+    """The rows that were measured; of a round that was repeated the last counts."""
+    measured = rounds[rounds["status"].isin(MEASURED) & (rounds["metric"].fillna("") != "")]
+    return measured.drop_duplicates([*KEY, "round"], keep="last")
+
+
+def per_form(measured: pd.DataFrame) -> pd.DataFrame:
+    """The summary of measured rows (`last_visits`), one row per cell, metric and form."""
+    if measured.empty:
+        return _empty()
+    measured = measured.assign(value=measured["value"].astype(float))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        measured["log"] = np.log(measured["value"].where(measured["value"] > 0))
+    each = measured.groupby(KEY, sort=False, dropna=False)
+    table = each.agg(
+        kind=("kind", "last"), better=("better", "last"), unit=("unit", "last"), status=("status", "last"),
+        last=("value", "last"), least=("value", "min"), most=("value", "max"), mean=("value", "mean"),
+        sd=("value", "std"), n=("value", "count"), mean_log=("log", "mean"), sd_log=("log", "std"),
+        logs=("log", "count"), broken=("value", lambda values: int(values.isna().sum())),
+    ).reset_index()  # fmt: skip
+    return _with_intervals(table)[COLUMNS]
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    sampled = table["kind"] == Kind.SAMPLED
+    logarithmic = sampled & (table["logs"] == table["n"]) & (table["n"] > 0) & (table["unit"] != "fraction")
+    low, high = student_interval(table["mean"], table["sd"], table["n"])
+    log_low, log_high = student_interval(table["mean_log"], table["sd_log"], table["logs"])
+    bounded = table["kind"] == Kind.BOUNDED
+    worst = table["most"].where(table["better"] == "lower", table["least"])
+    # a bounded quantity that was ever not a number is not within any limit
+    worst = worst.where(table["broken"] == 0)
+    value = table["last"].where(~bounded, worst)
+    value = value.where(~sampled, table["mean"]).where(~logarithmic, np.exp(table["mean_log"]))
+    table["value"] = value
+    table["low"] = np.where(logarithmic, np.exp(log_low), np.where(sampled, low, table["least"]))
+    table["high"] = np.where(logarithmic, np.exp(log_high), np.where(sampled, high, table["most"]))
+    return table
+
+
+def _derived(cells: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """Rates that are another way to read a time: images per second, MACs per second."""
+    batch = cells["batch_size"].astype(float)
+    steps = summary[(summary["metric"] == "train_step") & (summary["unit"] == "s")]
+    passes = summary[(summary["metric"] == "latency") & (summary["unit"] == "s")]
+    throughput = _rate(steps, "throughput", "1/s", steps["cell"].map(batch))
+    return pd.concat([throughput, _rate(passes, "mac_rate", "MAC/s", _work(summary, passes, batch))])
+
+
+def _work(summary: pd.DataFrame, passes: pd.DataFrame, batch: pd.Series[float]) -> pd.Series[float]:
+    """MACs of one forward pass: those of an image times the batch, and the composition of kernels once."""
+    keys = pd.MultiIndex.from_frame(passes[["cell", "form"]])
+    counts = {
+        metric: summary[summary["metric"] == metric].set_index(["cell", "form"])["value"].astype(float).reindex(keys)
+        for metric in ("macs", "macs_kernel")
+    }
+    per_image = pd.Series(counts["macs"].to_numpy(), index=passes.index)
+    composing = pd.Series(counts["macs_kernel"].fillna(0.0).to_numpy(), index=passes.index)
+    return per_image * passes["cell"].map(batch) + composing
+
+
+def _rate(times: pd.DataFrame, metric: str, unit: str, work: pd.Series[float]) -> pd.DataFrame:
+    """`work` per second, where both are known; the ends of the interval change places."""
+    value, low, high = (work / times[name].astype(float) for name in ("value", "high", "low"))
+    rates = times.assign(metric=metric, unit=unit, better="higher", value=value, low=low, high=high)
+    return rates.loc[work.notna()]
+
+
+def _unmeasured(cells: pd.DataFrame, rounds: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a status and no value.
+
+    A failure that names its metric stands for that metric. One that does not (a task that died) stands
+    for whatever the rest of the cell's group has and this cell lacks.
+    """
+    failed = rounds[~rounds["status"].isin(MEASURED)]
+    if failed.empty:
+        return _empty()
+    have = set(measured[KEY].itertuples(index=False, name=None))
+    named = failed[failed["metric"].fillna("") != ""]
+    unnamed = failed[failed["metric"].fillna("") == ""].drop_duplicates("cell", keep="last")
+    group = cells["group"]
+    known = measured.assign(group=measured["cell"].map(group)).drop_duplicates(["group", "metric", "form"])
+    spread = (
+        known.drop(columns=["cell", "status"])
+        .merge(unnamed.assign(group=unnamed["cell"].map(group))[["cell", "group", "status"]], on="group")
+        .drop(columns="group")
+    )
+    rows = pd.concat([named, spread]).drop_duplicates(KEY, keep="first")
+    lacking = np.array([key not in have for key in rows[KEY].itertuples(index=False, name=None)], dtype=bool)
+    return rows.loc[lacking].assign(value=np.nan, low=np.nan, high=np.nan, n=0)[COLUMNS]
+
+
+def _empty() -> pd.DataFrame:
+    texts = {name: pd.Series(dtype="str") for name in COLUMNS}
+    numbers = {name: pd.Series(dtype="float64") for name in ("value", "low", "high")}
+    return pd.DataFrame({**texts, **numbers, "n": pd.Series(dtype="int64")})[COLUMNS]

@@ -1,0 +1,174 @@
+"""What a user may write: the shape of a suite, checked before anything is measured.
+
+This module knows the keys and their types; source.py turns a file into values with places, names.py checks
+what the axes hold against the catalog, and `harness.suite.load_suite` puts them together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from harness.records import Budget, Variant
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _as_list(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _as_variant(value: Any) -> Variant:
+    if isinstance(value, Variant):
+        return value
+    if isinstance(value, str):
+        return Variant(value)
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        if isinstance(name, str) and (options is None or isinstance(options, dict)):
+            return Variant(name, options or {})
+    raise ValueError(f"{value!r} is neither a name nor a name with options, as in {{orepa: {{scaling: scalar}}}}")
+
+
+def _as_where(value: Any) -> Variant:
+    """A preset by name, one kernel size, or a mapping of conditions."""
+    if isinstance(value, Variant):
+        return value
+    if isinstance(value, str):
+        return Variant(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Variant("where", {"kernel_size": value})
+    if isinstance(value, dict):
+        return Variant("where", value)
+    raise ValueError(f"{value!r} is no preset's name, kernel size or mapping of conditions")
+
+
+def seconds(value: Any) -> Any:
+    """30, "30s", "10m", "2h" -> seconds."""
+    match = re.fullmatch(r"([0-9.]+)\s*([smh])", value) if isinstance(value, str) else None
+    if match:
+        return float(match[1]) * PERIODS[match[2]]
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is not a time; write seconds, or 30s, 10m, 2h")
+    return value
+
+
+def size(value: Any) -> Any:
+    """1024, "24GiB", "500 MB" -> bytes."""
+    match = re.fullmatch(r"([0-9.]+)\s*([KMG]i?B|B)", value) if isinstance(value, str) else None
+    if match:
+        return int(float(match[1]) * UNITS[match[2]])
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is not an amount of memory; write bytes, or 500MiB, 24GiB")
+    return value
+
+
+def _variant_schema(what: str) -> WithJsonSchema:
+    options = {"type": "object", "maxProperties": 1, "minProperties": 1}
+    return WithJsonSchema({"anyOf": [{"type": "string"}, options], "description": what})
+
+
+ToJson = PlainSerializer(lambda variant: variant.to_json())
+VariantValue = Annotated[Variant, BeforeValidator(_as_variant), ToJson, _variant_schema("a name, or {name: options}")]
+WhereValue = Annotated[
+    Variant,
+    BeforeValidator(_as_where),
+    ToJson,
+    WithJsonSchema({"type": ["string", "integer", "object"], "description": "a preset, a kernel size, or conditions"}),
+]
+Whole = Annotated[int, Field(strict=True, ge=1)]
+Texts = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Variants = Annotated[list[VariantValue], BeforeValidator(_as_list), Field(min_length=1)]
+Wheres = Annotated[list[WhereValue], BeforeValidator(_as_list), Field(min_length=1)]
+Wholes = Annotated[list[Whole], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Axes(Strict):
+    """The matrix. Every axis takes one value or a list; block and backbone must be named."""
+
+    block: Variants = Field(description="what is put into the backbone, as in [conv, {orepa: {scaling: scalar}}]")
+    backbone: Variants = Field(description="layer, plain_a0/a1/b0, or any timm CNN by name")
+    kernel_size: Wholes | None = Field(None, description="odd, 1 to 13; left out: as the backbone has it (layer: 3)")
+    device: Variants = Field(default=[Variant("cpu")], description="cpu, cuda, cuda:1, xpu, mps")
+    dtype: Texts = Field(default=["float32"], description="float64, float32, tf32, float16, bfloat16")
+    memory_format: Texts = Field(default=["contiguous"], description="contiguous, channels_last")
+    batch_size: Wholes | None = Field(None, description="default 8 on cpu and for layer, 64 on an accelerator")
+    image_size: Wholes | None = Field(None, description="pixels; default 96 on cpu, 224 on an accelerator, layer 56")
+    optimizer: Variants = Field(default=[Variant("sgd")], description="sgd, adamw; options lr, momentum, ...")
+    where: Wheres = Field(default=[Variant("default")], description="which layers are replaced")
+    dataset: Variants = Field(default=[Variant("mnist")], description="what accuracy trains on")
+    threads: Wholes | None = Field(None, description="CPU threads; left out: torch's own choice")
+
+
+class Rule(Strict):
+    """An expression over the axes, and the reason the plan prints."""
+
+    when: str = Field(description='as in: block == "dbb" and kernel_size > 5')
+    because: str = ""
+
+
+def _as_rule(value: Any) -> Any:
+    return {"when": value} if isinstance(value, str) else value
+
+
+Rules = Annotated[
+    list[Annotated[Rule, BeforeValidator(_as_rule)]],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"type": ["string", "object", "array"], "items": {"type": ["string", "object"]}}),
+]
+
+
+class Compare(Strict):
+    """The axis whose values stand side by side in a group, and the value the others are held against."""
+
+    axis: str = "block"
+    reference: VariantValue | int | None = Field(None, description="default: conv, or else the axis's first value")
+
+
+class BudgetSpec(Strict):
+    """How much to measure, and when to give up on a task."""
+
+    rounds: Whole = Field(10, description="fresh processes per group; a verdict needs 4")
+    seconds: Annotated[float, Field(gt=0, le=3600)] = Field(1.0, description="per variant, timed metric and round")
+    warmup: Whole = Field(2, description="steps discarded before a variant's first samples of a round")
+    seeds: Whole = Field(1, description="trainings per cell, for accuracy")
+    timeout: Annotated[float, BeforeValidator(seconds), Field(gt=0)] = Field(600.0, description="per task: 30s, 10m")
+    memory: Annotated[int, BeforeValidator(size), Field(gt=0)] | None = Field(
+        None, description="per task, as 4GiB; default 80 % of the machine's"
+    )
+
+    def for_workers(self) -> Budget:
+        return Budget(**self.model_dump())
+
+
+class Gate(Strict):
+    """How `check` judges one quantity; what is left out keeps its default."""
+
+    gate: bool = Field(True, description="false: reported, but fails nothing")
+    threshold: Annotated[float, Field(ge=0)] | None = Field(None, description="relative, 0.03 is 3 %")
+    floor: Annotated[float, Field(ge=0)] | None = Field(None, description="absolute, in the quantity's SI unit")
+    limit: Annotated[float, Field(ge=0)] | None = Field(None, description="for bounded quantities")
+
+
+class Suite(Strict):
+    """A benchmark: what spans the matrix, what is compared, what is measured and how hard."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="default: the file's name")]
+    description: str = ""
+    axes: Axes
+    zip: list[Annotated[list[str], Field(min_length=2)]] = Field(default=[], description="axes that go together")
+    exclude: Rules = []
+    include: Rules = Field(default=[], description="keep only cells for which one of these holds")
+    compare: Compare = Compare()
+    metrics: Variants = Field(description="as in [params, latency, {accuracy: {epochs: 3}}]")
+    budget: BudgetSpec = BudgetSpec()
+    gates: dict[str, Gate] = {}
+

@@ -1,0 +1,198 @@
+"""Checks what the axes, metrics and gates of a suite name against the catalog, with the place of each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from harness import catalog
+from harness.catalog import vocabulary
+from harness.catalog.where import parse as parse_where
+from harness.errors import HarnessError, SuiteError
+from harness.records import AXES, Variant
+from harness.registry import unknown
+from harness.suite.expressions import Expression
+from harness.suite.model import Suite
+from harness.suite.source import Source
+
+LARGEST_KERNEL = 13
+TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
+
+Location = tuple[str | int, ...]
+
+
+def check_names(suite: Suite, source: Source) -> None:
+    """SuiteError at the first name, option or value that does not exist."""
+    _Names(suite, source).check()
+
+
+class _Names:
+    def __init__(self, suite: Suite, source: Source) -> None:
+        self.suite = suite
+        self.source = source
+
+    def check(self) -> None:
+        axes = self.suite.axes
+        for name, values in axes:
+            if values is not None:
+                self._doubles(name, values)
+        self._variants("block", axes.block, lambda v: catalog.lookup("block", catalog.blocks(), v.name)["options"])
+        self._variants("backbone", axes.backbone, self._backbone_options)
+        self._variants("device", axes.device, self._device_options)
+        self._variants("optimizer", axes.optimizer, lambda v: _known("optimizer", v.name, vocabulary.OPTIMIZERS))
+        self._variants("dataset", axes.dataset, lambda v: catalog.lookup("dataset", catalog.datasets(), v.name) and {})
+        self._words("dtype", axes.dtype, vocabulary.DTYPES)
+        self._words("memory_format", axes.memory_format, vocabulary.MEMORY_FORMATS)
+        self._kernel_sizes()
+        for i, where in enumerate(axes.where):
+            self._try(("axes", "where", i), lambda where=where: parse_where(where_value(where)))
+        self._metrics()
+        self._axis_names()
+        for key in ("exclude", "include"):
+            for i, rule in enumerate(getattr(self.suite, key)):
+                self._try((key, i, "when"), lambda rule=rule: Expression(rule.when))
+
+    def _try(self, location: Location, check: Any) -> Any:
+        try:
+            return check()
+        except HarnessError as problem:
+            raise self.source.fail(problem.problem, problem.remedy, location) from None
+
+    def _doubles(self, axis: str, values: list[Any]) -> None:
+        labels = [v.label if isinstance(v, Variant) else v for v in values]
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                raise self.source.fail(
+                    f"{label!r} stands twice on the axis {axis}", "keep one of them", ("axes", axis, i)
+                )
+
+    def _variants(self, axis: str, values: list[Variant], options_of: Any) -> None:
+        for i, variant in enumerate(values):
+            location = ("axes", axis, i)
+            declared = self._try(location, lambda variant=variant: options_of(variant))
+            self._options(axis, variant, declared, location)
+
+    def _options(self, kind: str, variant: Variant, declared: Mapping[str, Any], location: Location) -> None:
+        for option, value in variant.options.items():
+            place = (*location, variant.name, option)
+            if option not in declared:
+                error = unknown(f"option of {kind} {variant.name}", option, declared)
+                remedy = error.remedy if declared else f"write {variant.name} without options"
+                raise self.source.fail(error.problem, remedy, place, key=True)
+            problem = option_problem(declared[option], value)
+            if problem:
+                raise self.source.fail(f"{option} of {variant.name}: {problem[0]}", problem[1], place)
+
+    @staticmethod
+    def _backbone_options(variant: Variant) -> Mapping[str, Any]:
+        catalog.lookup("backbone", catalog.backbones(), variant.name)
+        names = vocabulary.LAYER_OPTIONS if variant.name == "layer" else ()
+        return {name: {"type": "integer", "minimum": 1} for name in names}
+
+    @staticmethod
+    def _device_options(variant: Variant) -> Mapping[str, Any]:
+        kind, _, index = variant.name.partition(":")
+        _known("device", kind, vocabulary.DEVICE_KINDS)
+        if (":" in variant.name and not index.isdecimal()) or (index and kind == "cpu"):
+            raise SuiteError(f"{variant.name!r} is not a device", remedy=f"use {kind}, or cuda:1 for a second device")
+        return vocabulary.DEVICE_OPTIONS if kind == "cuda" else {}
+
+    def _words(self, axis: str, values: list[str], known: Collection[str]) -> None:
+        for i, word in enumerate(values):
+            if word not in known:
+                raise self.source.fail(
+                    f"{word!r} is not a {axis}", f"use {', '.join(nearest(word, known))}", ("axes", axis, i)
+                )
+
+    def _kernel_sizes(self) -> None:
+        for i, k in enumerate(self.suite.axes.kernel_size or []):
+            if k % 2 == 0 or k > LARGEST_KERNEL:
+                raise self.source.fail(
+                    f"kernel_size {k} is not supported",
+                    f"use odd sizes from 1 to {LARGEST_KERNEL}",
+                    ("axes", "kernel_size", i),
+                )
+
+    def _metrics(self) -> None:
+        for i, variant in enumerate(self.suite.metrics):
+            location = ("metrics", i)
+            entry = self._try(
+                location, lambda variant=variant: catalog.lookup("metric", catalog.metrics(), variant.name)
+            )
+            self._options("metric", variant, entry["options"], location)
+        names = [variant.name for variant in self.suite.metrics]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise self.source.fail(f"the metric {name} stands here twice", "keep one of them", ("metrics", i))
+        read = [q["name"] for name in names for q in catalog.metrics()[name]["quantities"]]
+        for gate in self.suite.gates:
+            if gate not in read:
+                error = unknown("quantity that this suite's metrics read", gate, read)
+                raise self.source.fail(error.problem, error.remedy, ("gates", gate), key=True)
+
+    def _axis_names(self) -> None:
+        compare = self.suite.compare
+        if compare.axis not in AXES:
+            error = unknown("axis", compare.axis, AXES)
+            raise self.source.fail(error.problem, error.remedy, ("compare", "axis"))
+        values = getattr(self.suite.axes, compare.axis)
+        labels = [v.label if isinstance(v, Variant) else str(v) for v in values or []]
+        reference = compare.reference
+        wanted = reference.label if isinstance(reference, Variant) else str(reference)
+        if reference is not None and wanted not in labels:
+            error = unknown(f"value of the axis {compare.axis}", wanted, labels)
+            raise self.source.fail(error.problem, error.remedy, ("compare", "reference"))
+        self._zips()
+
+    def _zips(self) -> None:
+        seen: set[str] = set()
+        for i, names in enumerate(self.suite.zip):
+            lengths = {}
+            for j, name in enumerate(names):
+                if name not in AXES or name in seen:
+                    error = unknown("axis that is still free", name, set(AXES) - seen)
+                    raise self.source.fail(error.problem, error.remedy, ("zip", i, j))
+                seen.add(name)
+                lengths[name] = len(getattr(self.suite.axes, name) or [None])
+            if len(set(lengths.values())) > 1:
+                counts = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+                raise self.source.fail(
+                    f"zipped axes differ in length: {counts}", "give them equally many values", ("zip", i)
+                )
+
+
+def where_value(variant: Variant) -> Any:
+    """What the user wrote for `where`: a preset's name, or the mapping of conditions."""
+    return dict(variant.options) if variant.name == "where" and variant.options else variant.name
+
+
+def _known(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+def nearest(word: str, known: Collection[str]) -> list[str]:
+    """The names a wrong word may stand for: those that share its digits first (fp16 -> float16), or all."""
+    digits = "".join(c for c in word if c.isdigit())
+    near = [name for name in known if digits and digits in name]
+    return near or sorted(known)
+
+
+def option_problem(declared: Mapping[str, Any], value: Any) -> tuple[str, str] | None:
+    """Why a value does not suit an option, and what would; None when it does."""
+    choices = declared.get("choices")
+    if choices is not None:
+        # True == 1 in Python; a benchmark should not take one for the other
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return None
+        shown = ", ".join("null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices)
+        return f"{value!r} is not one of its values", declared.get("remedy") or f"use {shown}"
+    kind = declared["type"]
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return f"{value!r} is not a {kind}", f"write a {kind}" + (
+            f", as {declared['default']}" if declared.get("default") is not None else ""
+        )
+    if "minimum" in declared and value < declared["minimum"]:
+        return f"{value!r} is too small", f"use {declared['minimum']} or more"
+    return None

@@ -1,0 +1,153 @@
+"""What the terminal shows before anything is measured: plans and lists. Starts without pandas and torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from tabulate import tabulate
+
+from harness import catalog
+from harness.catalog import vocabulary
+from harness.errors import UnknownName
+from harness.execution.progress import duration
+from harness.planning import Group, Plan, seconds_at_least
+from harness.records import AXES, Json, TaskKind
+from harness.registry import unknown
+
+LISTS = ("blocks", "backbones", "metrics", "datasets", "devices")
+
+
+def plan_text(plan: Plan) -> str:
+    """Cells by group, exclusions with their reasons, tasks and the least time they need."""
+    parts = [f"suite {plan.suite.name}: {plan.suite.description}".rstrip(": ")]
+    parts += [_group_text(group) for group in plan.groups]
+    if plan.excluded:
+        reasons = Counter(e.reason for e in plan.excluded)
+        parts.append(f"excluded: {len(plan.excluded)} of {len(plan.excluded) + len(plan.cells)} cells")
+        parts += [_reason_text(plan, reason, count) for reason, count in reasons.items()]
+    lonely = [group for group in plan.groups if group.reference is None]
+    if lonely and len(plan.groups[0].cells) > 1:
+        parts.append(f"note: {len(lonely)} of {len(plan.groups)} groups have no reference, so no ratios")
+    parts.append(_work_text(plan))
+    return "\n".join(parts)
+
+
+def _group_text(group: Group) -> str:
+    first = group.cells[0].axes()
+    shared = ", ".join(f"{axis} {first[axis]}" for axis in AXES if axis != group.axis and first[axis] is not None)
+    rows = [
+        (cell.id, cell.axes()[group.axis], "reference" if cell.id == group.reference else "") for cell in group.cells
+    ]
+    return f"\ngroup {group.id}: {shared}\n" + tabulate(rows, headers=["cell", group.axis, ""], tablefmt="simple")
+
+
+def _reason_text(plan: Plan, reason: str, count: int) -> str:
+    cells = [e.cell.axes() for e in plan.excluded if e.reason == reason]
+    varying = [axis for axis in AXES if len({cell.axes()[axis] for cell in plan.cells} | {c[axis] for c in cells}) > 1]
+    shown = "; ".join(" ".join(f"{axis}={cell[axis]}" for axis in varying) for cell in cells[:4])
+    return f"  {count} x {reason}\n      {shown}{'; ...' if count > 4 else ''}"
+
+
+def _work_text(plan: Plan) -> str:
+    kinds = Counter(task.kind for task in plan.tasks)
+    names = {
+        TaskKind.CELL: "of counts and exactness",
+        TaskKind.VISIT: "timed rounds of a group",
+        TaskKind.TRAINING: "trainings",
+    }
+    tasks = ", ".join(f"{kinds[kind]} {names[kind]}" for kind in TaskKind if kinds[kind])
+    least = duration(seconds_at_least(plan.tasks))
+    return (
+        f"\n{len(plan.cells)} cells in {len(plan.groups)} groups; {len(plan.tasks)} processes ({tasks}); "
+        f"at least {least}, before building models, warm-up and training"
+    )
+
+
+def plan_json(plan: Plan) -> str:
+    """The plan for a program: cells, groups, exclusions, tasks."""
+    groups = [
+        {"id": g.id, "axis": g.axis, "cells": [cell.id for cell in g.cells], "reference": g.reference}
+        for g in plan.groups
+    ]
+    value = {
+        "suite": plan.suite.name,
+        "cells": {cell.id: cell.to_json() for cell in plan.cells},
+        "groups": groups,
+        "excluded": [{"cell": e.cell.to_json(), "reason": e.reason} for e in plan.excluded],
+        "tasks": [{"key": t.key, "kind": t.kind, "round": t.round, "cells": [c.id for c in t.cells]} for t in plan.tasks],
+        "seconds_at_least": seconds_at_least(plan.tasks),
+    }
+    return json.dumps(value, indent=1)
+
+
+def list_text(what: str, as_json: bool) -> str:
+    """One of `LISTS` as a table or as JSON."""
+    tables: dict[str, dict[str, Json]] = {
+        "blocks": catalog.blocks(),
+        "backbones": catalog.backbones(),
+        "metrics": catalog.metrics(),
+        "datasets": catalog.datasets(),
+        "devices": {name: {"what": what} for name, what in vocabulary.DEVICE_KINDS.items()},
+    }
+    if what not in tables:
+        raise _unknown_list(what)
+    if as_json:
+        return json.dumps(tables[what], indent=1)
+    rows, headers = ROWS[what](tables[what])
+    return tabulate(rows, headers=headers, tablefmt="simple")
+
+
+def _unknown_list(what: str) -> UnknownName:
+    return unknown("list", what, LISTS)
+
+
+def _options(declared: Json) -> str:
+    shown = []
+    for name, option in declared.items():
+        choices = option.get("choices")
+        values = "|".join(_word(choice) for choice in choices) if choices else option.get("type", "")
+        shown.append(f"{name}={values} ({_word(option.get('default'))})")
+    return ", ".join(shown)
+
+
+def _word(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _block_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
+    rows = [
+        [name, b["family"], "yes" if b["fusable"] else "no", ", ".join(b["evaluations"]), _options(b["options"]), b["paper"]]
+        for name, b in sorted(table.items())
+    ]
+    return rows, ["block", "family", "fusable", "evaluations", "options (default)", "paper"]
+
+
+def _backbone_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
+    rows = []
+    for name, b in table.items():
+        kernels = ", ".join(f"{k}x{k}: {count}" for k, count in sorted(b["kernels"].items(), key=lambda item: int(item[0])))
+        rows.append([name, b["source"], kernels, "yes" if b["native"] else ""])
+    return rows, ["backbone", "source", "convolutions that can be replaced", "native"]
+
+
+def _metric_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
+    rows = [
+        [name, q["name"], q["unit"], q["kind"], ", ".join(q["forms"]), q["what"]]
+        for name, metric in sorted(table.items())
+        for q in metric["quantities"]
+    ]
+    return rows, ["metric", "quantity", "unit", "kind", "forms", "what"]
+
+
+def _simple_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
+    return [[name, entry["what"]] for name, entry in table.items()], ["name", "what"]
+
+
+ROWS = {
+    "blocks": _block_rows,
+    "backbones": _backbone_rows,
+    "metrics": _metric_rows,
+    "datasets": _simple_rows,
+    "devices": _simple_rows,
+}

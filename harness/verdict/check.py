@@ -1,0 +1,246 @@
+"""A run against a baseline: one row per reading, and the exit code that follows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from harness.records import Json, Kind
+from harness.verdict.baseline import Kept, kept_in, machine_of, readings_of
+from harness.verdict.labels import axes_of, describe, varying
+from harness.verdict.rules import (
+    ACCURACY_THRESHOLD,
+    ACROSS_RUNS_TIME_THRESHOLD,
+    BETWEEN_RUNS,
+    TIME_FLOOR,
+    WIDE_THRESHOLD,
+    Answer,
+    Gate,
+    Sampled,
+    Verdict,
+    is_timed,
+    judge_bounded,
+    judge_count,
+    judge_sampled,
+)
+from harness.verdict.run import Run, failures, unmeasured
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one reading.
+
+    `before` and `now` are in `unit` (SI). For a sampled reading of a variant they are ratios to its
+    `yardstick` (a cell id, `unit` "x"); for all others `yardstick` is empty. `ratio` is now / before with
+    its 99 % interval, NaN where there is none. Only a `gated` row can fail a check.
+    """
+
+    cell: str
+    label: str
+    group: str
+    metric: str
+    form: str
+    verdict: Verdict
+    gated: bool = True
+    kind: str = ""
+    unit: str = ""
+    yardstick: str = ""
+    before: float = math.nan
+    now: float = math.nan
+    ratio: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    rounds: int = 0
+    reason: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """All rows, what changed first. `failed`: cell id to the reason why it gave no reading."""
+
+    run: str
+    suite: str
+    rows: tuple[Row, ...]
+    failed: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    strict: bool = False
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        return Counter(row.verdict for row in self.rows)
+
+    @property
+    def exit_code(self) -> int:
+        """1 regression, 3 failed cells, 5 nothing in common, 4 undecided (strict only), 0: the first that applies."""
+        gated = {row.verdict for row in self.rows if row.gated}
+        if Verdict.REGRESSED in gated:
+            return 1
+        if self.failed:
+            return 3
+        if all(row.verdict in (Verdict.MISSING, Verdict.NEW) for row in self.rows):
+            return 5
+        if self.strict and gated & {Verdict.INCONCLUSIVE, Verdict.MISSING}:
+            return 4
+        return 0
+
+
+def check(run: Run, baseline: Mapping[str, Json], strict: bool = False) -> Check:
+    """Hold a run against a baseline.
+
+    Timed readings are judged only on the machine the baseline was made on; elsewhere they are
+    INCOMPARABLE and say what they would have been. A reading that the run does not have is MISSING: a
+    failed cell makes the exit code 3, one that was left out (``--only``) fails nothing unless `strict`.
+    """
+    judge = _Judge(run, baseline)
+    before, now = kept_in(baseline), readings_of(run)
+    rows = [judge.missing(kept) for key, kept in before.items() if key not in now]
+    rows += [judge.new(kept) for key, kept in now.items() if key not in before and judge.gate(kept).gate]
+    both = [(before[key], now[key]) for key in before if key in now]
+    rows += [judge.plain(*pair) for pair in both if judge.is_plain(*pair)]
+    rows += judge.sampled([pair for pair in both if not judge.is_plain(*pair)])
+    order = list(Verdict)
+    rows.sort(key=lambda row: (order.index(row.verdict), row.group, row.label, row.metric, row.form))
+    failed = {cell: f"{status}: {reason}" if reason else str(status) for cell, (status, reason) in judge.failed.items()}
+    return Check(str(run.path), baseline["suite"], tuple(rows), failed, judge.notes(), strict)
+
+
+class _Judge:
+    """The two sides of a check, and what every row needs from them."""
+
+    def __init__(self, run: Run, baseline: Mapping[str, Json]) -> None:
+        self.run, self.baseline, self.cells = run, baseline, run.cells
+        self.vary = varying(run.cells) | _varying_axes(baseline)
+        self.fingerprint = machine_of(baseline)
+        self.same_machine = dict(self.fingerprint.machine) == dict(run.fingerprint.machine)
+        records = run.records()
+        self.unmeasured, self.failed = unmeasured(records), failures(records)
+
+    def gate(self, kept: Kept) -> Gate:
+        return Gate.of(self.run.gates, kept.metric)
+
+    def notes(self) -> tuple[str, ...]:
+        """How the two runs' fingerprints differ, apart from the source: that is what is being checked."""
+        sides = (
+            (self.fingerprint.versions, self.run.fingerprint.versions),
+            (self.fingerprint.machine, self.run.fingerprint.machine),
+        )
+        return tuple(
+            f"{name}: {then.get(name)} -> {now.get(name)}"
+            for then, now in sides
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        )
+
+    def _row(self, kept: Kept, verdict: Verdict, reason: str = "") -> Row:
+        here = kept.cell in self.cells.index
+        axes = axes_of(self.cells, kept.cell) if here else self.baseline["cells"][kept.cell]["axes"]
+        compared = str(self.cells["compared"].iloc[0]) if len(self.cells) else "block"
+        label = ", ".join(part for part in (str(axes["block"]), describe(_only(axes, self.vary - {"block"}))) if part)
+        return Row(
+            kept.cell, label, describe(axes, self.vary, compared), kept.metric, kept.form, verdict,
+            self.gate(kept).gate, str(kept.kind), kept.unit, reason=reason,
+            command=self.run.command_for(kept.cell) if here else "",
+        )  # fmt: skip
+
+    def missing(self, kept: Kept) -> Row:
+        if kept.cell not in self.cells.index:
+            why = "the cell is not in this run"
+        elif kept.cell in self.unmeasured:
+            status, reason = self.unmeasured[kept.cell]
+            why = f"{status}: {reason}" if reason else str(status)
+        else:
+            why = "not measured in this run"
+        return replace(self._row(kept, Verdict.MISSING, why), before=kept.value)
+
+    def new(self, kept: Kept) -> Row:
+        return replace(self._row(kept, Verdict.NEW, "not in the baseline"), now=kept.value, rounds=kept.absolute[2])
+
+    def is_plain(self, before: Kept, now: Kept) -> bool:
+        """Judged without statistics, or not to be judged at all."""
+        return now.kind is not Kind.SAMPLED or (before.kind, before.unit) != (now.kind, now.unit)
+
+    def plain(self, before: Kept, now: Kept) -> Row:
+        gate = self.gate(now)
+        if (before.kind, before.unit) != (now.kind, now.unit):
+            was, is_now = (f"{kept.kind} in {kept.unit}" for kept in (before, now))
+            verdict, reason = Verdict.INCONCLUSIVE, f"was {was}, is {is_now}: make the baseline again"
+        elif now.kind is Kind.COUNT:
+            verdict, reason = judge_count(before.value, now.value, now.better, gate)
+        else:
+            limit = gate.limit if gate.limit is not None else before.limit if before.limit is not None else now.limit
+            verdict, reason = judge_bounded(before.value, now.value, now.better, limit)
+        ratio = now.value / before.value if before.value and now.kind is Kind.COUNT else math.nan
+        row = self._row(now, verdict, reason)
+        return replace(row, before=before.value, now=now.value, ratio=ratio, rounds=max(now.absolute[2], 1))
+
+    def sampled(self, pairs: list[tuple[Kept, Kept]]) -> list[Row]:
+        """All sampled readings; those that cannot be compared are judged apart, for advice only."""
+        held = [pair for pair in pairs if not self._incomparable(*pair)]
+        apart = [pair for pair in pairs if self._incomparable(*pair)]
+        rows = []
+        for group in (held, apart):
+            questions = [self._question(*pair) for pair in group]
+            for pair, question, answer in zip(group, questions, judge_sampled(questions), strict=True):
+                rows.append(self._sampled_row(*pair, question, answer))
+        return rows
+
+    def _sampled_row(self, before: Kept, now: Kept, question: Sampled, answer: Answer) -> Row:
+        verdict, reason = answer.verdict, answer.reason
+        if why := self._incomparable(before, now):
+            verdict, reason = Verdict.INCOMPARABLE, f"{why}; as if it were the same: {answer.verdict}"
+        relative = self._relative(before)
+        if verdict is Verdict.REGRESSED and is_timed(now.unit) and not relative:
+            reason += "; an absolute time: slower code, or a machine that was busy"
+        return replace(
+            self._row(now, verdict, reason),
+            unit="x" if relative else now.unit,
+            yardstick=(now.reference or "") if relative else "",
+            before=math.exp(question.before[0]),
+            now=math.exp(question.now[0]),
+            ratio=answer.ratio,
+            low=answer.low,
+            high=answer.high,
+            rounds=question.now[2],
+        )
+
+    def _incomparable(self, before: Kept, now: Kept) -> str:
+        if is_timed(now.unit) and not self.same_machine:
+            return "measured on another machine"
+        if self._relative(before) and before.reference != now.reference:
+            return "compared with another reference"
+        return ""
+
+    def _relative(self, before: Kept) -> bool:
+        """Variants are judged by their ratio to the reference, the reference and the rest by themselves."""
+        return before.ratio[2] > 0
+
+    def _question(self, before: Kept, now: Kept) -> Sampled:
+        relative, timed, gate = self._relative(before), is_timed(now.unit), self.gate(now)
+        default = ACCURACY_THRESHOLD if now.unit == "fraction" else ACROSS_RUNS_TIME_THRESHOLD
+        threshold = default if gate.threshold is None else gate.threshold
+        if timed and not relative:
+            threshold = max(threshold, WIDE_THRESHOLD)
+        floor = gate.floor if gate.floor is not None else (TIME_FLOOR if now.unit == "s" else 0.0)
+        if before.value > 0:
+            threshold = max(threshold, floor / before.value)
+        # the wide threshold of an absolute time is itself the allowance for another day
+        between = BETWEEN_RUNS if timed and relative else 0.0
+        sides = (before.ratio, now.ratio) if relative else (before.absolute, now.absolute)
+        return Sampled(*sides, now.better, threshold, between)
+
+
+def _only(axes: Mapping[str, Json], names: frozenset[str]) -> dict[str, Json]:
+    return {name: value for name, value in axes.items() if name in names}
+
+
+def _varying_axes(baseline: Mapping[str, Json]) -> frozenset[str]:
+    seen: dict[str, set[Json]] = {}
+    for entry in baseline["cells"].values():
+        for axis, value in entry["axes"].items():
+            seen.setdefault(axis, set()).add(value)
+    return frozenset(axis for axis, values in seen.items() if len(values) > 1)

@@ -1,0 +1,92 @@
+"""Each variant against its group's reference: ratios with intervals, and no judgement.
+
+Rounds are paired by number: both values of a pair come from one process on one machine in one minute,
+so whatever slowed that process slowed both and cancels in the ratio.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from harness.records import Kind
+from harness.store.summary import KEY, last_visits, per_form
+from harness.verdict.statistics import log_ratios, student_interval, student_p
+
+COLUMNS = [
+    "cell", "group", "reference", "metric", "form", "kind", "better", "unit", "value", "reference_value",
+    "ratio", "low", "high", "p", "rounds", "difference", "difference_low", "difference_high",
+]  # fmt: skip
+
+
+def reference_of(cells: pd.DataFrame) -> pd.Series[str]:
+    """For every cell the id of its group's reference; missing where the group has none."""
+    references = cells.index[cells["reference"].astype(bool)].to_series()
+    by_group = pd.Series(references.to_numpy(dtype=object), index=cells.loc[references, "group"])
+    return cells["group"].map(by_group[~by_group.index.duplicated()])
+
+
+def paired(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """One row per (cell that is no reference, metric, form, round) with `reference_value` and `log_ratio`.
+
+    Where the reference was not measured in that round both are NaN.
+    """
+    measured = last_visits(rounds)
+    measured = measured.assign(value=measured["value"].astype(float), group=measured["cell"].map(cells["group"]))
+    measured["reference"] = measured["cell"].map(reference_of(cells))
+    variants = measured[measured["reference"].notna() & (measured["cell"] != measured["reference"])]
+    base = measured[measured["cell"] == measured["reference"]]
+    on = ["group", "metric", "form", "round"]
+    pairs = variants.merge(base[[*on, "value"]].rename(columns={"value": "reference_value"}), on=on, how="left")
+    return pairs.assign(log_ratio=log_ratios(pairs["value"], pairs["reference_value"]))
+
+
+def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """One row per (cell that is no reference, metric, form).
+
+    `ratio` is value / reference value: the geometric mean of the rounds' ratios with its 99 % interval
+    `low`, `high` and `p` (two-sided, of "the ratio is 1") for sampled quantities, the plain quotient and no
+    interval for the others. `difference` is in the quantity's unit; for sampled fractions (accuracy) it is
+    the mean of the paired differences and has an interval too. `rounds` counts the pairs.
+    """
+    pairs = paired(cells, rounds)
+    if pairs.empty:
+        return pd.DataFrame({name: pd.Series(dtype="float64") for name in COLUMNS})
+    summary = per_form(last_visits(rounds)).set_index(KEY)
+    rows = _over_rounds(pairs)
+    rows["value"] = _values(summary, rows, "cell")
+    rows["reference_value"] = _values(summary, rows, "reference")
+    sampled = rows["kind"] == Kind.SAMPLED
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = rows["value"] / rows["reference_value"].where(rows["reference_value"] != 0)
+    low, high = student_interval(rows["mean"], rows["sd"], rows["rounds"])
+    rows["ratio"] = np.exp(rows["mean"]).where(sampled, quotient)
+    rows["low"], rows["high"] = (np.where(sampled, np.exp(end), np.nan) for end in (low, high))
+    rows["p"] = np.where(sampled, student_p(rows["mean"], rows["sd"], rows["rounds"]), np.nan)
+    return _with_differences(rows, sampled & (rows["unit"] == "fraction"))[COLUMNS]
+
+
+def _over_rounds(pairs: pd.DataFrame) -> pd.DataFrame:
+    pairs = pairs.assign(apart=pairs["value"] - pairs["reference_value"])
+    each = pairs.groupby(KEY, sort=False)
+    return each.agg(
+        group=("group", "last"), reference=("reference", "last"), kind=("kind", "last"), better=("better", "last"),
+        unit=("unit", "last"), mean=("log_ratio", "mean"), sd=("log_ratio", "std"), logs=("log_ratio", "count"),
+        apart=("apart", "mean"), apart_sd=("apart", "std"), rounds=("apart", "count"),
+    ).reset_index()  # fmt: skip
+
+
+def _values(summary: pd.DataFrame, rows: pd.DataFrame, who: str) -> pd.Series[float]:
+    keys = pd.MultiIndex.from_frame(rows[[who, "metric", "form"]])
+    return pd.Series(summary["value"].astype(float).reindex(keys).to_numpy(), index=rows.index)
+
+
+def _with_differences(rows: pd.DataFrame, points: pd.Series[bool]) -> pd.DataFrame:
+    low, high = student_interval(rows["apart"], rows["apart_sd"], rows["rounds"])
+    rows["difference"] = rows["apart"].where(points, rows["value"] - rows["reference_value"])
+    rows["difference_low"] = np.where(points, low, np.nan)
+    rows["difference_high"] = np.where(points, high, np.nan)
+    # a ratio needs every pair to be positive; an accuracy of zero leaves the difference only
+    lost = points & (rows["logs"] < rows["rounds"])
+    rows.loc[lost, ["ratio", "low", "high", "p"]] = np.nan
+    return rows

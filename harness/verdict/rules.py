@@ -1,0 +1,190 @@
+"""When a reading has changed: the thresholds, each with its reason, and the rules that use them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from harness.verdict.statistics import CONFIDENCE, MINIMUM_ROUNDS, Difference, false_discoveries, welch
+
+LEVEL = 1 - CONFIDENCE
+
+ACROSS_RUNS_TIME_THRESHOLD = 0.25
+"""Relative, for a timed ratio of *another* run, where a suite's gate names no threshold.
+
+Side by side in one run 3 % can be judged. Between two runs there is a bias that no number of rounds
+shows: memory layout, the neighbours' load, the kernel's mood. With `BETWEEN_RUNS` for it the difference of
+two runs is known to +-11 % at 99 % from that alone, to +-14 % with five noisy rounds each; a threshold
+below that could never say SAME. 25 % can, and a slowdown by 1.5 is still found. Finer questions: `ab`."""
+
+BETWEEN_RUNS = 0.03
+"""Assumed standard deviation of a timed log ratio between runs of the same code on the same machine."""
+
+TIME_FLOOR = 1e-6
+"""Seconds: less is the resolution of clocks and of one Python call, whatever its share."""
+
+ACCURACY_THRESHOLD = 0.02
+"""Relative: about two seeds' standard deviation of a short training; less needs more seeds than anyone runs."""
+
+WIDE_THRESHOLD = 0.5
+"""Relative, for absolute times: the machine's mood moves them by tens of per cent, a factor of two is news."""
+
+FUSION_LIMITS = {
+    "float64": (1e-12, "folding is done in float64: some thousand roundings of 1e-16"),
+    "float32": (5e-6, "a weight is rounded once (6e-8); a convolution sums a few thousand products"),
+    "tf32": (5e-3, "products keep 10 bits of mantissa (1e-3)"),
+    "float16": (1e-2, "10 bits of mantissa, and small weights fall below its normal range"),
+    "bfloat16": (5e-2, "7 bits of mantissa (8e-3), summed over branches"),
+}
+"""Largest relative error of the fused form, by dtype, and why."""
+
+
+class Verdict(StrEnum):
+    """What became of a reading, in the order in which they are shown."""
+
+    REGRESSED = "REGRESSED"
+    MISSING = "MISSING"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    IMPROVED = "IMPROVED"
+    INCOMPARABLE = "INCOMPARABLE"
+    NEW = "NEW"
+    SAME = "SAME"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How one quantity is judged; None keeps the default of its kind. `floor` is in its SI unit."""
+
+    gate: bool = True
+    threshold: float | None = None
+    floor: float | None = None
+    limit: float | None = None
+
+    @classmethod
+    def of(cls, gates: Mapping[str, Mapping[str, Any]], metric: str) -> Gate:
+        return cls(**{key: value for key, value in gates.get(metric, {}).items() if value is not None})
+
+
+def is_timed(unit: str) -> bool:
+    """Depends on how fast the machine is: seconds and rates."""
+    return unit == "s" or unit.endswith("/s")
+
+
+def default_limit(metric: str, dtype: str) -> float | None:
+    """The limit of a bounded quantity where neither suite nor baseline has one."""
+    if metric.startswith("fusion_error"):
+        return FUSION_LIMITS.get(dtype, (None, ""))[0]
+    return None
+
+
+def judge_count(before: float, now: float, better: str, gate: Gate) -> tuple[Verdict, str]:
+    """Counts are equal or they are not; a gate may still allow a relative `threshold` or an absolute `floor`."""
+    if not math.isfinite(now):
+        return Verdict.REGRESSED, f"{now} where {before:g} was"
+    allowed = max((gate.threshold or 0.0) * abs(before), gate.floor or 0.0)
+    if abs(now - before) <= allowed:
+        return Verdict.SAME, ""
+    worse = (now > before) == (better == "lower")
+    return (Verdict.REGRESSED if worse else Verdict.IMPROVED), f"{now - before:+.10g}"
+
+
+def judge_bounded(before: float, now: float, better: str, limit: float | None) -> tuple[Verdict, str]:
+    """Within its limit a bounded quantity is as good as any other; what is not a number is never within."""
+    if not math.isfinite(now):
+        return Verdict.REGRESSED, f"{now} is within no limit"
+    sign = 1.0 if better == "lower" else -1.0
+    if limit is None:
+        if sign * (now - before) <= 0:
+            return Verdict.SAME, "no limit is set; not worse than before"
+        return Verdict.INCONCLUSIVE, "worse than before, and no limit is set"
+    if sign * (now - limit) > 0:
+        return Verdict.REGRESSED, f"beyond its limit {limit:g}"
+    return Verdict.SAME, ""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled reading's question: two summaries of logs (mean, sd, n) and what counts as a change.
+
+    `threshold` and `between` are as ratios minus one and as a standard deviation of logs.
+    """
+
+    before: tuple[float, float, int]
+    now: tuple[float, float, int]
+    better: str
+    threshold: float
+    between: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`ratio` is now / before with its 99 % interval; NaN where it cannot be known."""
+
+    verdict: Verdict
+    reason: str
+    ratio: float
+    low: float
+    high: float
+
+
+def judge_sampled(questions: list[Sampled]) -> list[Answer]:
+    """Verdicts for all sampled readings of a check together: false discoveries are controlled over all.
+
+    REGRESSED: the interval lies on the worse side of 1, the effect is beyond the threshold, and the p
+    against the threshold survives Benjamini and Hochberg. IMPROVED is the mirror image. SAME: the interval
+    lies within the thresholds, or the two summaries are one and the same. Fewer than four rounds on either
+    side: INCONCLUSIVE.
+    """
+    if not questions:
+        return []
+    before, now = (np.array([getattr(q, side) for q in questions], dtype=float).T for side in ("before", "now"))
+    between = np.array([q.between for q in questions])
+    limits = np.log1p([q.threshold for q in questions])
+    change = welch(tuple(before), tuple(now), between)
+    low, high = change.interval()
+    enough = np.minimum(before[2], now[2]) >= MINIMUM_ROUNDS
+    mirrored = Difference(-change.estimate, change.error, change.freedom)
+    p = np.minimum(1.0, 2 * np.minimum(change.p_beyond(limits), mirrored.p_beyond(limits)))
+    adjusted = false_discoveries(np.where(enough, p, np.nan))
+    answers = []
+    for i, question in enumerate(questions):
+        ends = (float(change.estimate[i]), float(low[i]), float(high[i]))
+        verdict, reason = _sampled_verdict(question, ends, float(limits[i]), float(adjusted[i]))
+        answers.append(Answer(verdict, reason, *(math.exp(end) for end in ends)))
+    return answers
+
+
+def _sampled_verdict(
+    question: Sampled, ends: tuple[float, float, float], limit: float, p: float
+) -> tuple[Verdict, str]:
+    estimate, low, high = ends
+    if _identical(question.before, question.now):
+        return Verdict.SAME, "identical"
+    rounds = min(question.before[2], question.now[2])
+    if rounds < MINIMUM_ROUNDS:
+        return Verdict.INCONCLUSIVE, f"{rounds} round{'s' * (rounds != 1)}, {MINIMUM_ROUNDS} are needed"
+    if -limit <= low and high <= limit:
+        return Verdict.SAME, ""
+    beyond = abs(estimate) > limit and (low > 0 or high < 0)
+    if beyond and p <= LEVEL:
+        worse = (estimate > 0) == (question.better == "lower")
+        return (
+            Verdict.REGRESSED if worse else Verdict.IMPROVED
+        ), f"surely by more than {100 * question.threshold:.3g} %"
+    if beyond:
+        return Verdict.INCONCLUSIVE, "beyond the threshold, but not surely (p against it, over all readings)"
+    return Verdict.INCONCLUSIVE, f"the interval is too wide for a threshold of {100 * question.threshold:.3g} %"
+
+
+def _identical(before: tuple[float, float, int], now: tuple[float, float, int]) -> bool:
+    """The same training from the same seeds gives the same numbers: nothing to test (baselines keep 9 digits)."""
+    if before[2] != now[2] or not before[2]:
+        return False
+    same_mean = math.isclose(before[0], now[0], rel_tol=1e-8, abs_tol=1e-9)
+    both_single = math.isnan(before[1]) and math.isnan(now[1])
+    return same_mean and (both_single or math.isclose(before[1], now[1], rel_tol=1e-6, abs_tol=1e-9))

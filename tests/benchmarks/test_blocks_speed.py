@@ -1,0 +1,81 @@
+"""What a block costs a whole training step, as a ratio to the plain convolution in the same process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness import blocks
+
+BATCH, PIXELS = 16, 160
+
+LIMITS = {"orepa": 1.6, "dbb": 3.3}
+"""Largest allowed cost of a step, plain = 1: the authors' OREPA was seen at 2.0 and their DBB at 3.3."""
+
+ROUNDS = {"orepa": 10, "dbb": 6}
+"""Fewer for dbb: it was seen at 2.9, far from its limit, and its steps are long."""
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def resnet18(block: str) -> nn.Module:
+    """ResNet-18 with its 3x3 convolutions and their batch norms replaced, the stem kept."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model("resnet18").train()
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for basic in stage:
+            for number in "12":
+                conv = getattr(basic, f"conv{number}")
+                put = blocks.create(block, conv.in_channels, conv.out_channels, 3, conv.stride[0])
+                setattr(basic, f"conv{number}", put)
+                setattr(basic, f"bn{number}", nn.Identity())
+    return model
+
+
+def stepper(block: str) -> Callable[[], float]:
+    """One training step (forward, loss, backward, SGD) and its seconds."""
+    model = resnet18(block)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    images, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.randint(0, 1000, (BATCH,))
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    return step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", LIMITS)
+@pytest.mark.usefixtures("two_threads")
+def test_a_training_step_of_resnet18_costs_no_more_than_its_limit(block: str, benchmark) -> None:
+    plain, other = stepper("conv"), stepper(block)
+    plain(), other(), other()  # warm-up; the benchmark's own first call is the third
+    pairs: list[tuple[float, float]] = []
+    # Turns inside one process, minimum over minimum: another process's load lengthens steps, nothing shortens them.
+    benchmark.pedantic(lambda: pairs.append((plain(), other())), rounds=ROUNDS[block])
+    plains, others = zip(*pairs, strict=True)
+    ratio = min(others) / min(plains)
+    benchmark.extra_info.update(
+        ratio_of_minima=ratio,
+        median_ratio=statistics.median(b / a for a, b in pairs),
+        plain_seconds=min(plains),
+        block_seconds=min(others),
+    )
+    assert ratio <= LIMITS[block], f"{block}: {ratio:.2f}x plain ({min(others):.3f} s against {min(plains):.3f} s)"
