@@ -200,10 +200,10 @@ def _planned(
 def _period(text: str | None) -> float | None:
     if text is None:
         return None
-    from harness.suite.model import seconds
+    from harness.suite.model import as_seconds
 
     try:
-        value = float(seconds(text))
+        value = float(as_seconds(text))
     except ValueError:
         value = 0.0
     if value <= 0:

@@ -6,6 +6,7 @@ matches nothing and an empty matrix are mistakes of the suite, not results.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,8 +16,11 @@ from harness import catalog
 from harness.catalog.vocabulary import default_batch_size, default_image_size
 from harness.catalog.where import parse as parse_where
 from harness.errors import HarnessError, SuiteError
-from harness.records import AXES, Cell, Task, TaskKind, Variant, digest
-from harness.suite import Expression, Suite, where_value
+from harness.records import Budget, Cell, Task, TaskKind, Variant, digest
+from harness.suite import WHOLE, Axes, Expression, Part, Suite, where_value
+
+
+MATRIX = tuple(Axes.model_fields)
 
 
 @dataclass(frozen=True)
@@ -82,26 +86,34 @@ def _is_id(text: str) -> bool:
 
 def plan(suite: Suite) -> Plan:
     """Everything `suite` asks for. SuiteError for rules that match nothing and for an empty matrix."""
-    points = list(_points(suite))
-    cells, excluded = _sift(suite, points)
-    if not cells:
-        reasons = "; ".join(sorted({e.reason for e in excluded})) or "an axis is empty"
-        raise SuiteError(f"suite {suite.name}: no cell is left to measure ({reasons})", remedy="loosen an exclude")
-    _refuse_dead_values(suite, cells, excluded)
-    groups = _groups(suite, cells)
-    return Plan(suite, tuple(cells), groups, tuple(excluded), tuple(_tasks(suite, groups)))
+    cells: list[Cell] = []
+    excluded: list[Exclusion] = []
+    groups: list[Group] = []
+    tasks: list[Task] = []
+    for name, part in suite.parts.items():
+        title = f"suite {suite.name}" if name == WHOLE else f"suite {suite.name}, part {name}"
+        kept, out = _sift(part, title, list(_points(part, "" if name == WHOLE else name)))
+        if not kept:
+            reasons = "; ".join(sorted({e.reason for e in out})) or "an axis is empty"
+            raise SuiteError(f"{title}: no cell is left to measure ({reasons})", remedy="loosen a rule, change an axis")
+        _refuse_doubles(title, kept)
+        _refuse_dead_values(title, kept, out)
+        inside = _groups(part, kept)
+        cells, excluded, groups = cells + kept, excluded + out, groups + list(inside)
+        tasks += _tasks(part, suite.budget.for_workers(), inside)
+    return Plan(suite, tuple(cells), tuple(groups), tuple(excluded), tuple(tasks))
 
 
-def _points(suite: Suite) -> Iterator[Cell]:
+def _points(part: Part, name: str) -> Iterator[Cell]:
     """The whole matrix, zipped axes advancing together, defaults filled in."""
-    axes = {name: getattr(suite.axes, name) or [None] for name in AXES}
-    bundles = [list(names) for names in suite.zip]
-    bundles += [[name] for name in AXES if not any(name in names for names in bundles)]
-    bundles.sort(key=lambda names: min(AXES.index(name) for name in names))
-    choices = [list(zip(*(axes[name] for name in names), strict=True)) for names in bundles]
+    axes = {axis: getattr(part.axes, axis) or [None] for axis in MATRIX}
+    bundles = [list(names) for names in part.zip]
+    bundles += [[axis] for axis in MATRIX if not any(axis in names for names in bundles)]
+    bundles.sort(key=lambda names: min(MATRIX.index(axis) for axis in names))
+    choices = [list(zip(*(axes[axis] for axis in names), strict=True)) for names in bundles]
     for chosen in product(*choices):
-        point = {name: value for names, values in zip(bundles, chosen, strict=True) for name, value in zip(names, values)}
-        yield _cell(point)
+        pairs = [pair for names, values in zip(bundles, chosen, strict=True) for pair in zip(names, values, strict=True)]
+        yield _cell({**dict(pairs), "part": name})
 
 
 def _cell(point: dict[str, Any]) -> Cell:
@@ -115,10 +127,10 @@ def _cell(point: dict[str, Any]) -> Cell:
     return Cell(**point)
 
 
-def _sift(suite: Suite, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclusion]]:
+def _sift(part: Part, title: str, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclusion]]:
     """Cells that stay, and the others with their reasons; every rule must have done something."""
-    excludes = [(Expression(rule.when), rule.because) for rule in suite.exclude]
-    includes = [Expression(rule.when) for rule in suite.include]
+    excludes = [(Expression(rule.when), rule.because) for rule in part.exclude]
+    includes = [Expression(rule.when) for rule in part.include]
     hits = dict.fromkeys([e.text for e, _ in excludes] + [e.text for e in includes], 0)
     cells, excluded = [], []
     for cell in points:
@@ -140,7 +152,7 @@ def _sift(suite: Suite, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclus
     for text, count in hits.items():
         if not count:
             raise SuiteError(
-                f"suite {suite.name}: the rule {text!r} matches no cell",
+                f"{title}: the rule {text!r} matches no cell",
                 remedy="mend the rule or drop it; 'harness plan' without it lists the cells",
             )
     return cells, excluded
@@ -175,26 +187,34 @@ def _nothing_to_replace(cell: Cell, backbone: dict[str, Any]) -> str | None:
     return f"cannot: {cell.backbone.name} has no {picked} convolution to replace (it has {sizes}); see the axis where"
 
 
-def _refuse_dead_values(suite: Suite, cells: Sequence[Cell], excluded: Sequence[Exclusion]) -> None:
+def _refuse_doubles(title: str, cells: Sequence[Cell]) -> None:
+    """Zipped axes can name the same point twice; it would be measured twice and reported once."""
+    for id_, count in Counter(cell.id for cell in cells).items():
+        if count > 1:
+            label = next(cell for cell in cells if cell.id == id_).axes()
+            raise SuiteError(f"{title}: one cell stands {count} times: {label}", remedy="keep one of its rows in zip")
+
+
+def _refuse_dead_values(title: str, cells: Sequence[Cell], excluded: Sequence[Exclusion]) -> None:
     """A value of an axis that no cell can use is a mistake, whatever the rest of the matrix does."""
-    for axis in AXES:
+    for axis in MATRIX:
         alive = {cell.axes()[axis] for cell in cells}
         for exclusion in excluded:
             value = exclusion.cell.axes()[axis]
             reasons = {e.reason for e in excluded if e.cell.axes()[axis] == value}
             if value not in alive and all(reason.startswith("cannot") for reason in reasons):
                 raise SuiteError(
-                    f"suite {suite.name}: no cell can use {axis} {value}: {sorted(reasons)[0].removeprefix('cannot: ')}",
+                    f"{title}: no cell can use {axis} {value}: {sorted(reasons)[0].removeprefix('cannot: ')}",
                     remedy=f"drop {value} from the axis {axis}, or pair it with something it fits",
                 )
 
 
-def _groups(suite: Suite, cells: Sequence[Cell]) -> tuple[Group, ...]:
-    axis = suite.compare.axis
+def _groups(part: Part, cells: Sequence[Cell]) -> tuple[Group, ...]:
+    axis = part.compare.axis
     members: dict[str, list[Cell]] = {}
     for cell in cells:
         members.setdefault(cell.without(axis), []).append(cell)
-    reference = _reference_label(suite)
+    reference = _reference_label(part)
     groups = []
     for key, inside in members.items():
         found = [cell.id for cell in inside if str(cell.axes()[axis]) == reference]
@@ -203,20 +223,19 @@ def _groups(suite: Suite, cells: Sequence[Cell]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _reference_label(suite: Suite) -> str:
-    values = getattr(suite.axes, suite.compare.axis) or [None]
+def _reference_label(part: Part) -> str:
+    values = getattr(part.axes, part.compare.axis) or [None]
     labels = [value.label if isinstance(value, Variant) else str(value) for value in values]
-    chosen = suite.compare.reference
+    chosen = part.compare.reference
     if chosen is not None:
         return chosen.label if isinstance(chosen, Variant) else str(chosen)
     return "conv" if "conv" in labels else labels[0]
 
 
-def _tasks(suite: Suite, groups: Sequence[Group]) -> Iterator[Task]:
+def _tasks(part: Part, budget: Budget, groups: Sequence[Group]) -> Iterator[Task]:
     """Clockless metrics first, then rounds over all groups in turn, so that a round's noise hits all of them."""
-    budget = suite.budget.for_workers()
     by_kind: dict[TaskKind, list[Variant]] = {kind: [] for kind in TaskKind}
-    for metric in suite.metrics:
+    for metric in part.metrics:
         by_kind[TaskKind(catalog.metrics()[metric.name]["task"])].append(metric)
     cells = [cell for group in groups for cell in group.cells]
     if by_kind[TaskKind.CELL]:

@@ -114,6 +114,8 @@ class Cell:
     where: Variant
     dataset: Variant
     threads: int | None
+    part: str = ""
+    """Of a suite with several parts, the one that asks for this cell."""
 
     @property
     def id(self) -> str:

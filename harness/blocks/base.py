@@ -141,24 +141,16 @@ class FusableBlock(Block):
         result equals `block.eval()(x)`, not the training forward. Folded in float64 on the CPU (on meta: there), cast
         last to the block's device and dtype; parameters require gradients whatever the block's do; contiguous.
         """
-        of = next(self.parameters())
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # a parameter made in inference mode could not be trained
+            of = next(self.parameters())
             tensors = [*self.named_parameters(prefix="block"), *self.named_buffers(prefix="block")]
-            state = {name: _exact(tensor) for name, tensor in tensors}
-            folded: Kernel = functional_call(_Folding(self), state, ())
-        spec = self.spec
-        fused = nn.Conv2d(
-            spec.c_in,
-            spec.c_out,
-            spec.kernel_size,
-            spec.stride,
-            spec.padding,
-            spec.dilation,
-            spec.groups,
-            device="meta",  # shapes only: an initialisation would draw from the random stream
-        )
-        fused.weight = nn.Parameter(folded.weight.to(of.device, of.dtype).contiguous())
-        fused.bias = nn.Parameter(folded.bias.to(of.device, of.dtype).contiguous())
+            exact = {name: _exact(tensor) for name, tensor in tensors}
+            folded: Kernel = functional_call(_Folding(self), exact, ())
+            weight, bias = (tensor.to(of.device, of.dtype).contiguous() for tensor in folded)
+            # On meta for its shapes only: an initialisation would draw from the random stream.
+            s = self.spec
+            fused = nn.Conv2d(s.c_in, s.c_out, s.kernel_size, s.stride, s.padding, s.dilation, s.groups, device="meta")
+            fused.weight, fused.bias = nn.Parameter(weight), nn.Parameter(bias)
         return fused.train(self.training)
 
 

@@ -129,7 +129,7 @@ def _backward(weights: Weights, groups: int, grad_OIHW: Tensor) -> Sequence[Tens
 
     s_POI = torch.bmm(weights.basis.transpose(1, 2), h_OKI).transpose(0, 1)
     d_scales[POINTS] = (s_POI * views.points).sum(2)
-    d_points = s_POI * scales[POINTS][:, :, None]
+    d_points = [(s_OI * scale[:, None])[:, :, None, None] for s_OI, scale in zip(s_POI, scales[POINTS], strict=True)]
 
     d_scales[ORIGIN] = (h_OKI * views.origin).sum((1, 2))
     d_origin = h_OKI * scales[ORIGIN][:, None, None]
@@ -149,7 +149,7 @@ def _backward(weights: Weights, groups: int, grad_OIHW: Tensor) -> Sequence[Tens
         d_second.view(c_out, k, k, -1).permute(0, 3, 1, 2),
         d_depthwise.view(weights.depthwise.shape),
         d_pointwise.reshape(weights.pointwise.shape),
-        *(point.reshape(c_out, inputs, 1, 1) for point in d_points),
+        *d_points,
     ]
 
 

@@ -78,6 +78,9 @@ class AcceleratorDevice(Device):
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
     def _bytes(self, statistic: str) -> int:
+        absent = self.available()
+        if absent is not None:
+            raise Unsupported(absent, remedy="use a device that this machine has: harness list devices")
         stats = self._statistics()
         if not stats:  # an allocator that has not begun yet has no statistics either
             torch.empty(1, device=self.torch_device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-HARDWARE = ("cpu", "device", "model", "gpu", "accelerator", "processor", "name")
-SOFTWARE = ("torch", "timm")
+HARDWARE = ("model", "cpu", "gpu", "processor", "device", "name")
+"""Names under which a device's model is looked for; the first that is there is believed."""
 
 
 def flat(environment: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -22,18 +22,15 @@ def flat(environment: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 def hardware(environment: Mapping[str, Any]) -> str:
     """The device, the threads and the torch version in one line, as far as they are known."""
     facts = dict(flat(environment))
-    names = [name for name, value in facts.items() if _last(name) in HARDWARE and not _is_number(value)]
-    models = list(dict.fromkeys(facts[name] for name in names))
-    # a bare "cpu" says nothing beside the processor's name
-    parts = [model for model in models if len(model) > 4] or models
-    parts += [f"{facts[name]} threads" for name in facts if _last(name) in ("threads", "torch_threads")][:1]
-    parts += [f"{_last(name)} {facts[name]}" for word in SOFTWARE for name in facts if _last(name) == word][:2]
+    parts: list[str] = []
+    for word in HARDWARE:
+        if parts := list(dict.fromkeys(_named(facts, word))):
+            break
+    for word, text in (("cores", "{} cores"), ("threads", "{} threads"), ("torch", "torch {}"), ("timm", "timm {}")):
+        parts += [text.format(value) for value in _named(facts, word)[:1]]
     return ", ".join(parts) or "hardware not recorded"
 
 
-def _last(name: str) -> str:
-    return name.lower().split()[-1]
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+def _named(facts: Mapping[str, str], word: str) -> list[str]:
+    """The values of all facts that are called so, however deep they are nested."""
+    return [value for name, value in facts.items() if name.lower().split()[-1] == word]

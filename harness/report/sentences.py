@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.records import Status
 from harness.report.tables import GroupView
-from harness.report.units import digits, interval, readable
+from harness.verdict.units import digits, interval, readable
 
 
 def sentences(view: GroupView) -> list[str]:
@@ -50,7 +50,7 @@ def _slower(row: Any, verb: str, noun: str, base: str) -> str:
 
 def _memory(view: GroupView, cell: str) -> Iterator[str]:
     """The peak when it was measured, else what is kept for backward."""
-    for metric, what in (("train_memory", "to the peak of training"), ("saved_memory", "to what backward keeps")):
+    for metric, what in (("train_memory", "the peak of training"), ("saved_memory", "what is kept for backward")):
         rows = [row for key, row in view.ratios.items() if key[:2] == (cell, metric)]
         for row in rows:
             if math.isfinite(row.difference):
@@ -60,12 +60,9 @@ def _memory(view: GroupView, cell: str) -> Iterator[str]:
 
 def _bytes(difference: float, what: str) -> str:
     if difference == 0:
-        return f"adds no byte {what}"
-    if difference > 0:
-        return f"adds {readable(difference, 'B')} {what}"
-    return f"takes {readable(-difference, 'B')} less {what.removeprefix('to ')}".replace("less the", "off the").replace(
-        "less what", "off what"
-    )
+        return f"adds nothing to {what}"
+    verb, preposition = ("adds", "to") if difference > 0 else ("takes", "off")
+    return f"{verb} {readable(abs(difference), 'B')} {preposition} {what}"
 
 
 def _fusion(view: GroupView, cell: str) -> Iterator[str]:
@@ -93,9 +90,11 @@ def _accuracy(view: GroupView, cell: str) -> Iterator[str]:
 
 
 def _failures(view: GroupView, cell: str) -> Iterator[str]:
+    mine = [row for (owner, _, _), row in view.readings.items() if owner == cell]
     bad: dict[str, list[str]] = {}
-    for (owner, metric, _), row in view.readings.items():
-        if owner == cell and row.status not in (Status.OK, Status.PARTIAL) and math.isnan(row.value):
-            bad.setdefault(str(row.status), []).append(metric)
+    for row in mine:
+        if math.isnan(row.value) and row.status not in (Status.OK, Status.PARTIAL):
+            bad.setdefault(str(row.status), []).append(row.metric)
     for status, metrics in bad.items():
-        yield f"has no {', '.join(dict.fromkeys(metrics))} ({status})"
+        names = dict.fromkeys(metrics)
+        yield f"has no {', '.join(names)} ({status})" if len(metrics) < len(mine) else f"was not measured ({status})"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.records import Kind, Status
-from harness.report.units import Scale, interval, scale_for
 from harness.verdict.labels import axes_of, describe, variant_label, varying
+from harness.verdict.rules import is_timed
+from harness.verdict.units import Scale, interval, scale_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 TRAIN, RUN, EXACT = "What it costs to train", "What it costs to run", "How exact and how accurate"
+LEARNING = ("accuracy", "changed_predictions", "train_loss")
 RUNNING = ("latency", "mac_rate", "macs", "macs_kernel")
 DERIVED = ("throughput", "mac_rate")
 ORDER = ("train_step", "throughput", "train_memory", "saved_memory", "latency", "mac_rate", "macs", "params")
@@ -62,7 +64,7 @@ class GroupView:
     @property
     def rounds(self) -> tuple[int, int]:
         """The fewest and the most rounds behind a timed reading of this group; (0, 0) without any."""
-        timed = [r.n for r in self.readings.values() if r.kind == Kind.SAMPLED and r.unit != "fraction" and r.n]
+        timed = [r.n for r in self.readings.values() if is_timed(r.unit) and r.n]
         return (int(min(timed)), int(max(timed))) if timed else (0, 0)
 
     def quantities(self) -> list[tuple[str, str]]:
@@ -101,7 +103,7 @@ def _view(
 
 
 def _by_key(rows: pd.DataFrame) -> dict[tuple[str, str, str], Any]:
-    return {(row.cell, row.metric, row.form): row for row in rows.itertuples(index=False)}
+    return {(str(row.cell), str(row.metric), str(row.form)): row for row in rows.itertuples(index=False)}
 
 
 def _forms(frame: pd.DataFrame) -> dict[str, set[str]]:
@@ -127,7 +129,7 @@ def tables(view: GroupView) -> list[Table]:
 def theme_of(view: GroupView, metric: str, form: str) -> str:
     """Which of the three questions a reading answers."""
     row = next(row for key, row in view.readings.items() if key[1:] == (metric, form))
-    if row.kind == Kind.BOUNDED or row.unit == "fraction":
+    if row.kind == Kind.BOUNDED or metric in LEARNING:
         return EXACT
     return RUN if metric in RUNNING or form == "fused" else TRAIN
 
@@ -155,15 +157,21 @@ def heading(view: GroupView, metric: str, form: str) -> tuple[str, ...]:
 def _columns(view: GroupView, metric: str, form: str) -> Iterator[Column]:
     rows = [view.readings.get((cell, metric, form)) for cell in view.variants]
     values = [float(row.value) for row in rows if row is not None]
-    if not any(values):
-        return  # nothing but zeros: no kernel is composed here, for example
+    counted = any(row is not None and row.kind == Kind.COUNT for row in rows)
+    if counted and 0 in values and not any(value and math.isfinite(value) for value in values):
+        return  # no kernel is composed here, for example
     unit = next(row.unit for row in rows if row is not None)
     scale = scale_for(unit, values)
     ratios = [view.ratios.get((cell, metric, form)) for cell in view.variants]
     texts = tuple(_value(row, ratio, scale) for row, ratio in zip(rows, ratios, strict=True))
     title = heading(view, metric, form)
     yield Column((*title, f"[{scale.name}]") if scale.name else title, texts)
-    sampled = any(ratio is not None and ratio.kind == Kind.SAMPLED for ratio in ratios)
+    sampled = any(
+        ratio is not None
+        and ratio.kind == Kind.SAMPLED
+        and math.isfinite(ratio.difference if unit == "fraction" else ratio.ratio)
+        for ratio in ratios
+    )
     if sampled and metric not in DERIVED:
         points = unit == "fraction"
         against = tuple(

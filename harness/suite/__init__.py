@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from harness.errors import SuiteError
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import Axes, Budget, Gate, Suite
-from harness.suite.names import check_names, where_value
+from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Rule, Suite
+from harness.suite.names import as_written, check_names, where_value
 from harness.suite.source import Source
 
-__all__ = ["Axes", "Budget", "Expression", "Gate", "Suite", "load_suite", "parse_suite", "where_value"]
+__all__ = ["WHOLE", "Axes", "Expression", "Gate", "Part", "Suite", "load_suite", "parse_suite", "where_value"]
 
 
 def load_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Suite:
@@ -31,16 +31,36 @@ def load_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
 def parse_suite(source: Source, name: str, overrides: Sequence[str] = ()) -> Suite:
     """As `load_suite`, for a text already read; `name` is used when the text gives none."""
     values = {"name": name, **source.values}
-    changed = source
-    if overrides and isinstance(values.get("axes"), dict):
-        changed = Source(_override(overrides), "--set")
-        values["axes"] = {**values["axes"], **changed.values}
+    changed = Source(_override(overrides), "--set") if overrides else source
+    if "parts" not in values:
+        # one matrix, written at the top: the same thing as one part
+        matrix = {key: values.pop(key) for key in list(values) if key in Part.model_fields}
+        values["parts"] = {WHOLE: matrix}
+    else:
+        _refuse_both(values, source)
+    if overrides:
+        _apply(changed.values, values["parts"])
     try:
         suite = Suite.model_validate(values)
     except ValidationError as problem:
         raise _translated(problem, source, changed) from None
     check_names(suite, source)
     return suite
+
+
+def _refuse_both(values: dict[str, Any], source: Source) -> None:
+    for key in Part.model_fields:
+        if key in values:
+            raise source.fail(
+                f"{key} stands beside parts", f"move {key} into the parts that it is meant for", (key,), key=True
+            )
+
+
+def _apply(axes: dict[str, Any], parts: Any) -> None:
+    """Let every part have the overriding axes, where it is shaped so that it can; the model says the rest."""
+    for part in parts.values() if isinstance(parts, dict) else []:
+        if isinstance(part, dict) and isinstance(part.get("axes"), dict):
+            part["axes"] = {**part["axes"], **axes}
 
 
 def _override(overrides: Sequence[str]) -> str:
@@ -57,13 +77,15 @@ def _override(overrides: Sequence[str]) -> str:
 
 def _translated(problem: ValidationError, source: Source, overrides: Source) -> SuiteError:
     """pydantic's first complaint as one line with a place and a remedy."""
-    first = problem.errors()[0]
-    location = tuple(step for step in first["loc"] if not _is_tag(step))
-    if len(location) > 1 and location[0] == "axes" and str(location[1]) in overrides.values:
-        source, location = overrides, location[1:]
+    # a misspelt key also leaves the right one missing: tell the cause, not the consequence
+    first = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
+    location = as_written(step for step in first["loc"] if not _is_tag(step))
+    model, inside = _home(location)
+    if len(inside) > 1 and inside[0] == "axes" and overrides is not source and str(inside[1]) in overrides.values:
+        source, location = overrides, inside[1:]
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).lstrip(".")
     if first["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = model.model_fields if model is not Suite else {**Suite.model_fields, **Part.model_fields}
         error = unknown("key" + (f" of {path.rpartition('.')[0]}" if len(location) > 1 else ""), location[-1], known)
         return source.fail(error.problem, error.remedy, location, key=True)
     if first["type"] == "missing":
@@ -71,38 +93,30 @@ def _translated(problem: ValidationError, source: Source, overrides: Source) -> 
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f"{given!r}: " if isinstance(given, str | int | float) and repr(given) not in message else ""
-    return source.fail(f"{path}: {shown}{message}", _wanted(location, first), location)
+    return source.fail(f"{path}: {shown}{message}", _wanted(model, inside, first["type"]), location)
 
 
 def _is_tag(step: str | int) -> bool:
+    """Steps that pydantic adds for validators and unions, which no file has."""
     return isinstance(step, str) and (step.startswith(("function-", "list[", "is-instance")) or step in ("int", "str"))
 
 
-def _model_at(location: Sequence[str | int]) -> Any:
-    """The model that describes the keys at `location`."""
-    models = {"axes": Axes, "budget": Suite.model_fields["budget"].annotation, "compare": None, "gates": Gate}
-    if not location:
-        return Suite
-    model = models.get(str(location[0]))
-    if model is None:
-        return Suite.model_fields[str(location[0])].annotation if str(location[0]) == "compare" else None
-    return model
+def _home(location: Sequence[str | int]) -> tuple[Any, tuple[str | int, ...]]:
+    """The model in which the last step of `location` is a key, and the location within its part."""
+    inside = tuple(location[2:] if location[:1] == ("parts",) else location)
+    models = {"axes": Axes, "compare": Compare, "exclude": Rule, "include": Rule, "budget": BudgetSpec, "gates": Gate}
+    if len(inside) > 1:
+        return models.get(str(inside[0]), Suite), inside
+    return (Part if inside is not location and len(location) > 2 else Suite), inside
 
 
-def _keys_at(location: Sequence[str | int]) -> list[str]:
-    model = _model_at(location)
-    return list(model.model_fields) if model is not None else ["when", "because"]
-
-
-def _wanted(location: Sequence[str | int], error: Any) -> str:
+def _wanted(model: Any, inside: Sequence[str | int], kind: str) -> str:
     """What to write instead: the field's own description when it has one."""
-    model, names = _model_at(location[:-1] or location), [str(step) for step in location]
-    for name in reversed(names):
-        field = getattr(model, "model_fields", {}).get(name)
-        if field is not None and field.description:
-            return str(field.description)
-    for name in names:
-        field = Suite.model_fields.get(name)
-        if field is not None and field.description:
-            return str(field.description)
-    return "see 'harness schema'" if error["type"] != "too_short" else "give at least one value"
+    if kind == "too_short":
+        return "give at least one value"
+    for name in reversed([str(step) for step in inside]):
+        for owner in (model, Part, Suite):
+            field = owner.model_fields.get(name)
+            if field is not None and field.description:
+                return str(field.description)
+    return "see 'harness schema'"

@@ -13,6 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from harness.records import Budget, Variant
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+WHOLE = "whole"
+"""The name of the only part of a suite that is written without parts."""
+
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -47,7 +51,7 @@ def _as_where(value: Any) -> Variant:
     raise ValueError(f"{value!r} is no preset's name, kernel size or mapping of conditions")
 
 
-def seconds(value: Any) -> Any:
+def as_seconds(value: Any) -> Any:
     """30, "30s", "10m", "2h" -> seconds."""
     match = re.fullmatch(r"([0-9.]+)\s*([smh])", value) if isinstance(value, str) else None
     if match:
@@ -57,7 +61,7 @@ def seconds(value: Any) -> Any:
     return value
 
 
-def size(value: Any) -> Any:
+def as_bytes(value: Any) -> Any:
     """1024, "24GiB", "500 MB" -> bytes."""
     match = re.fullmatch(r"([0-9.]+)\s*([KMG]i?B|B)", value) if isinstance(value, str) else None
     if match:
@@ -140,8 +144,8 @@ class BudgetSpec(Strict):
     seconds: Annotated[float, Field(gt=0, le=3600)] = Field(1.0, description="per variant, timed metric and round")
     warmup: Whole = Field(2, description="steps discarded before a variant's first samples of a round")
     seeds: Whole = Field(1, description="trainings per cell, for accuracy")
-    timeout: Annotated[float, BeforeValidator(seconds), Field(gt=0)] = Field(600.0, description="per task: 30s, 10m")
-    memory: Annotated[int, BeforeValidator(size), Field(gt=0)] | None = Field(
+    timeout: Annotated[float, BeforeValidator(as_seconds), Field(gt=0)] = Field(600.0, description="per task: 30s, 10m")
+    memory: Annotated[int, BeforeValidator(as_bytes), Field(gt=0)] | None = Field(
         None, description="per task, as 4GiB; default 80 % of the machine's"
     )
 
@@ -158,17 +162,22 @@ class Gate(Strict):
     limit: Annotated[float, Field(ge=0)] | None = Field(None, description="for bounded quantities")
 
 
-class Suite(Strict):
-    """A benchmark: what spans the matrix, what is compared, what is measured and how hard."""
+class Part(Strict):
+    """One matrix: what spans it, what falls out, what stands side by side, what is measured."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="default: the file's name")]
-    description: str = ""
     axes: Axes
     zip: list[Annotated[list[str], Field(min_length=2)]] = Field(default=[], description="axes that go together")
     exclude: Rules = []
     include: Rules = Field(default=[], description="keep only cells for which one of these holds")
     compare: Compare = Compare()
     metrics: Variants = Field(description="as in [params, latency, {accuracy: {epochs: 3}}]")
+
+
+class Suite(Strict):
+    """A benchmark: one matrix, or several named parts, measured with one budget and held to one set of gates."""
+
+    name: Annotated[str, Field(pattern=NAME, description="default: the file's name")]
+    description: str = ""
+    parts: dict[Annotated[str, Field(pattern=NAME)], Part] = Field(min_length=1)
     budget: BudgetSpec = BudgetSpec()
     gates: dict[str, Gate] = {}
-

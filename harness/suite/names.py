@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from harness import catalog
 from harness.catalog import vocabulary
 from harness.catalog.where import parse as parse_where
 from harness.errors import HarnessError, SuiteError
-from harness.records import AXES, Variant
+from harness.records import Variant
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import Suite
+from harness.suite.model import WHOLE, Axes, Part, Suite
 from harness.suite.source import Source
 
 LARGEST_KERNEL = 13
 TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
+
+AXES = tuple(Axes.model_fields)
 
 Location = tuple[str | int, ...]
 
 
 def check_names(suite: Suite, source: Source) -> None:
     """SuiteError at the first name, option or value that does not exist."""
-    _Names(suite, source).check()
+    for name, part in suite.parts.items():
+        _Names(part, source, ("parts", name)).check()
+    read = [q["name"] for part in suite.parts.values() for m in part.metrics for q in _quantities(m.name)]
+    for gate in suite.gates:
+        if gate not in read:
+            error = unknown("quantity that this suite's metrics read", gate, read)
+            raise source.fail(error.problem, error.remedy, ("gates", gate), key=True)
+
+
+def _quantities(metric: str) -> Any:
+    return catalog.metrics()[metric]["quantities"]
+
+
+def as_written(location: Iterable[str | int]) -> Location:
+    """Where a thing stands in the file: the only part of a suite without parts is the suite itself."""
+    steps = tuple(location)
+    return steps[2:] if steps[:2] == ("parts", WHOLE) else steps
 
 
 class _Names:
-    def __init__(self, suite: Suite, source: Source) -> None:
-        self.suite = suite
+    """The checks of one part, which stands at `at` in the suite."""
+
+    def __init__(self, part: Part, source: Source, at: Location) -> None:
+        self.part = part
         self.source = source
+        self.at = at
+
+    def fail(self, problem: str, remedy: str, location: Location, key: bool = False) -> SuiteError:
+        return self.source.fail(problem, remedy, as_written((*self.at, *location)), key)
 
     def check(self) -> None:
-        axes = self.suite.axes
+        axes = self.part.axes
+        zipped = {name for names in self.part.zip for name in names}
         for name, values in axes:
-            if values is not None:
+            if values is not None and name not in zipped:
                 self._doubles(name, values)
         self._variants("block", axes.block, lambda v: catalog.lookup("block", catalog.blocks(), v.name)["options"])
         self._variants("backbone", axes.backbone, self._backbone_options)
@@ -49,20 +74,20 @@ class _Names:
         self._metrics()
         self._axis_names()
         for key in ("exclude", "include"):
-            for i, rule in enumerate(getattr(self.suite, key)):
+            for i, rule in enumerate(getattr(self.part, key)):
                 self._try((key, i, "when"), lambda rule=rule: Expression(rule.when))
 
     def _try(self, location: Location, check: Any) -> Any:
         try:
             return check()
         except HarnessError as problem:
-            raise self.source.fail(problem.problem, problem.remedy, location) from None
+            raise self.fail(problem.problem, problem.remedy, location) from None
 
     def _doubles(self, axis: str, values: list[Any]) -> None:
         labels = [v.label if isinstance(v, Variant) else v for v in values]
         for i, label in enumerate(labels):
             if label in labels[:i]:
-                raise self.source.fail(
+                raise self.fail(
                     f"{label!r} stands twice on the axis {axis}", "keep one of them", ("axes", axis, i)
                 )
 
@@ -78,10 +103,12 @@ class _Names:
             if option not in declared:
                 error = unknown(f"option of {kind} {variant.name}", option, declared)
                 remedy = error.remedy if declared else f"write {variant.name} without options"
-                raise self.source.fail(error.problem, remedy, place, key=True)
+                raise self.fail(error.problem, remedy, place, key=True)
             problem = option_problem(declared[option], value)
+            if problem and kind == "block" and option == "reparam":
+                problem = problem[0], _online_remedy(variant.name) or problem[1]
             if problem:
-                raise self.source.fail(f"{option} of {variant.name}: {problem[0]}", problem[1], place)
+                raise self.fail(f"{option} of {variant.name}: {problem[0]}", problem[1], place)
 
     @staticmethod
     def _backbone_options(variant: Variant) -> Mapping[str, Any]:
@@ -100,63 +127,58 @@ class _Names:
     def _words(self, axis: str, values: list[str], known: Collection[str]) -> None:
         for i, word in enumerate(values):
             if word not in known:
-                raise self.source.fail(
+                raise self.fail(
                     f"{word!r} is not a {axis}", f"use {', '.join(nearest(word, known))}", ("axes", axis, i)
                 )
 
     def _kernel_sizes(self) -> None:
-        for i, k in enumerate(self.suite.axes.kernel_size or []):
+        for i, k in enumerate(self.part.axes.kernel_size or []):
             if k % 2 == 0 or k > LARGEST_KERNEL:
-                raise self.source.fail(
+                raise self.fail(
                     f"kernel_size {k} is not supported",
                     f"use odd sizes from 1 to {LARGEST_KERNEL}",
                     ("axes", "kernel_size", i),
                 )
 
     def _metrics(self) -> None:
-        for i, variant in enumerate(self.suite.metrics):
+        for i, variant in enumerate(self.part.metrics):
             location = ("metrics", i)
             entry = self._try(
                 location, lambda variant=variant: catalog.lookup("metric", catalog.metrics(), variant.name)
             )
             self._options("metric", variant, entry["options"], location)
-        names = [variant.name for variant in self.suite.metrics]
+        names = [variant.name for variant in self.part.metrics]
         for i, name in enumerate(names):
             if name in names[:i]:
-                raise self.source.fail(f"the metric {name} stands here twice", "keep one of them", ("metrics", i))
-        read = [q["name"] for name in names for q in catalog.metrics()[name]["quantities"]]
-        for gate in self.suite.gates:
-            if gate not in read:
-                error = unknown("quantity that this suite's metrics read", gate, read)
-                raise self.source.fail(error.problem, error.remedy, ("gates", gate), key=True)
+                raise self.fail(f"the metric {name} stands here twice", "keep one of them", ("metrics", i))
 
     def _axis_names(self) -> None:
-        compare = self.suite.compare
+        compare = self.part.compare
         if compare.axis not in AXES:
             error = unknown("axis", compare.axis, AXES)
-            raise self.source.fail(error.problem, error.remedy, ("compare", "axis"))
-        values = getattr(self.suite.axes, compare.axis)
+            raise self.fail(error.problem, error.remedy, ("compare", "axis"))
+        values = getattr(self.part.axes, compare.axis)
         labels = [v.label if isinstance(v, Variant) else str(v) for v in values or []]
         reference = compare.reference
         wanted = reference.label if isinstance(reference, Variant) else str(reference)
         if reference is not None and wanted not in labels:
             error = unknown(f"value of the axis {compare.axis}", wanted, labels)
-            raise self.source.fail(error.problem, error.remedy, ("compare", "reference"))
+            raise self.fail(error.problem, error.remedy, ("compare", "reference"))
         self._zips()
 
     def _zips(self) -> None:
         seen: set[str] = set()
-        for i, names in enumerate(self.suite.zip):
+        for i, names in enumerate(self.part.zip):
             lengths = {}
             for j, name in enumerate(names):
                 if name not in AXES or name in seen:
                     error = unknown("axis that is still free", name, set(AXES) - seen)
-                    raise self.source.fail(error.problem, error.remedy, ("zip", i, j))
+                    raise self.fail(error.problem, error.remedy, ("zip", i, j))
                 seen.add(name)
-                lengths[name] = len(getattr(self.suite.axes, name) or [None])
+                lengths[name] = len(getattr(self.part.axes, name) or [None])
             if len(set(lengths.values())) > 1:
                 counts = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-                raise self.source.fail(
+                raise self.fail(
                     f"zipped axes differ in length: {counts}", "give them equally many values", ("zip", i)
                 )
 
@@ -164,6 +186,12 @@ class _Names:
 def where_value(variant: Variant) -> Any:
     """What the user wrote for `where`: a preset's name, or the mapping of conditions."""
     return dict(variant.options) if variant.name == "where" and variant.options else variant.name
+
+
+def _online_remedy(block: str) -> str | None:
+    """Whom to turn to when a block has no online evaluation: its linearized sister."""
+    sister = catalog.blocks()[block].get("sister")
+    return f"its branches have batch norms of their own; online is for its sister {sister}" if sister else None
 
 
 def _known(kind: str, name: str, table: Mapping[str, Any]) -> Any:

@@ -9,8 +9,7 @@ from typing import Any
 from harness import catalog
 from harness.catalog import vocabulary
 from harness.catalog.where import PRESETS
-from harness.records import AXES
-from harness.suite.model import Suite
+from harness.suite.model import Axes, Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -18,7 +17,11 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a suite as it is written in YAML."""
     text = Suite.model_json_schema(mode="validation")
-    text["required"] = [name for name in text["required"] if name != "name"]  # the file's name serves
+    part = text["$defs"]["Part"]
+    # one matrix may stand at the top without parts, and the file's name serves for a name
+    text["properties"] = {**text["properties"], **part["properties"]}
+    text["required"] = []
+    text["anyOf"] = [{"required": ["parts"]}, {"required": part["required"]}]
     axes = text["$defs"]["Axes"]["properties"]
     named = {
         "block": catalog.blocks(),
@@ -37,9 +40,9 @@ def schema() -> dict[str, Any]:
         axes[axis] = {**_described(axes[axis]), **_one_or_list({"enum": list(words)})}
     for axis in ("kernel_size", "batch_size", "image_size", "threads"):
         axes[axis] = {**_described(axes[axis]), **_one_or_list({"type": "integer", "minimum": 1})}
-    text["properties"]["metrics"] = _one_or_list(_variant(catalog.metrics()))
+    part["properties"]["metrics"] = text["properties"]["metrics"] = _one_or_list(_variant(catalog.metrics()))
     text["properties"]["gates"]["propertyNames"] = {"enum": sorted(catalog.quantities())}
-    text["$defs"]["Compare"]["properties"]["axis"]["enum"] = list(AXES)
+    text["$defs"]["Compare"]["properties"]["axis"]["enum"] = list(Axes.model_fields)
     return {"$schema": DIALECT, **text}
 
 

@@ -111,8 +111,8 @@ class Source:
         return values
 
     def _refuse_surprises(self, node: Any) -> None:
-        text, plain = node.value, node.style is None
-        if not plain:
+        text = node.value
+        if node.style:  # quoted: meant as it stands
             return
         if node.tag == BOOL and text.lower() not in ("true", "false"):
             raise self._at(node, f"YAML reads {text} as {_scalar(node)}", f"write true or false, or quote it: '{text}'")

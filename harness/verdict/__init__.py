@@ -1,0 +1,20 @@
+"""What changed, and how surely: statistics, comparisons, baselines and checks. Pure, no torch."""
+
+from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
+from harness.verdict.checking import Check, Row, check
+from harness.verdict.compare import comparisons
+from harness.verdict.render import render_check
+from harness.verdict.rules import Verdict
+
+__all__ = [
+    "Check",
+    "NoBaseline",
+    "Row",
+    "Verdict",
+    "check",
+    "comparisons",
+    "load_baseline",
+    "make_baseline",
+    "render_check",
+    "write_baseline",
+]

@@ -19,7 +19,7 @@ from harness.records import Fingerprint, Json, Kind
 from harness.store.summary import KEY, last_visits, per_form
 from harness.verdict.compare import paired, reference_of
 from harness.verdict.labels import axes_of, plain
-from harness.verdict.rules import Gate, default_limit
+from harness.verdict.rules import Gate, default_limit, is_timed
 from harness.verdict.run import Run
 from harness.verdict.statistics import log_ratios, spread
 
@@ -40,7 +40,11 @@ class NoBaseline(HarnessError):
 
 @dataclass(frozen=True)
 class Kept:
-    """One reading as a baseline keeps it; `value` in SI units, `ratio` empty for what has no reference."""
+    """One reading as a baseline keeps it; `value` in SI units.
+
+    `absolute` and `ratio` are of logs, `ratio` is empty for what has no reference. `plain` is of the values
+    themselves: a number of changed predictions may be zero. `broken` counts rounds that gave no number.
+    """
 
     cell: str
     metric: str
@@ -53,6 +57,8 @@ class Kept:
     limit: float | None = None
     absolute: Spread = NOTHING
     ratio: Spread = NOTHING
+    plain: Spread = NOTHING
+    broken: int = 0
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -67,6 +73,10 @@ class Kept:
             line["log"] = [_short(self.absolute[0]), _short(self.absolute[1]), self.absolute[2]]
             if self.ratio[2]:
                 line["log_ratio"] = [_short(self.ratio[0]), _short(self.ratio[1]), self.ratio[2]]
+            if not is_timed(self.unit):
+                line["plain"] = [_short(self.plain[0]), _short(self.plain[1]), self.plain[2]]
+            if self.broken:
+                line["broken"] = self.broken
         return line
 
     @classmethod
@@ -74,7 +84,8 @@ class Kept:
         metric, _, form = name.partition("/")
         return cls(
             cell, metric, form, Kind(line["kind"]), line["better"], line["unit"], _number(line["value"]), reference,
-            line.get("limit"), _spread(line.get("log")), _spread(line.get("log_ratio")),
+            line.get("limit"), _spread(line.get("log")), _spread(line.get("log_ratio")), _spread(line.get("plain")),
+            int(line.get("broken", 0)),
         )  # fmt: skip
 
 
@@ -84,6 +95,8 @@ def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
     measured = last_visits(rounds)
     references = reference_of(cells)
     absolute = _spreads(measured.assign(log=log_ratios(measured["value"], 1.0)))
+    values = _spreads(measured.assign(log=measured["value"].astype(float)))
+    seen = measured.groupby(KEY, sort=False).size()
     pairs = paired(cells, rounds)
     ratio = _spreads(pairs.rename(columns={"log_ratio": "log"}))
     found = {}
@@ -99,6 +112,7 @@ def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
         found[key] = Kept(
             *key, Kind(row["kind"]), row["better"], row["unit"], float(row["value"]),
             None if reference is None else str(reference), limit, absolute[key], ratio.get(key, NOTHING),
+            values[key], int(seen[key]) - values[key][2],
         )  # fmt: skip
     return found
 

@@ -86,7 +86,7 @@ def _with_differences(rows: pd.DataFrame, points: pd.Series[bool]) -> pd.DataFra
     rows["difference"] = rows["apart"].where(points, rows["value"] - rows["reference_value"])
     rows["difference_low"] = np.where(points, low, np.nan)
     rows["difference_high"] = np.where(points, high, np.nan)
-    # a ratio needs every pair to be positive; an accuracy of zero leaves the difference only
-    lost = points & (rows["logs"] < rows["rounds"])
+    # a ratio needs every pair to be positive; where one is zero the difference is all there is
+    lost = (rows["kind"] == Kind.SAMPLED) & (rows["logs"] < rows["rounds"])
     rows.loc[lost, ["ratio", "low", "high", "p"]] = np.nan
     return rows

@@ -109,9 +109,10 @@ def judge_bounded(before: float, now: float, better: str, limit: float | None) -
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled reading's question: two summaries of logs (mean, sd, n) and what counts as a change.
+    """A sampled reading's question: two summaries (mean, sd, n) over rounds and what counts as a change.
 
-    `threshold` and `between` are as ratios minus one and as a standard deviation of logs.
+    Summaries are of logs, `threshold` a ratio minus one and `between` a standard deviation of logs; for a
+    `linear` question (values that may be zero have no logs) all are in the quantity's unit.
     """
 
     before: tuple[float, float, int]
@@ -119,6 +120,16 @@ class Sampled:
     better: str
     threshold: float
     between: float
+    linear: bool = False
+
+    @property
+    def limit(self) -> float:
+        """The threshold on the scale of the summaries."""
+        return self.threshold if self.linear else math.log1p(self.threshold)
+
+    @property
+    def limit_text(self) -> str:
+        return f"{self.threshold:.3g}" if self.linear else f"{100 * self.threshold:.3g} %"
 
 
 @dataclass(frozen=True)
@@ -144,41 +155,41 @@ def judge_sampled(questions: list[Sampled]) -> list[Answer]:
         return []
     before, now = (np.array([getattr(q, side) for q in questions], dtype=float).T for side in ("before", "now"))
     between = np.array([q.between for q in questions])
-    limits = np.log1p([q.threshold for q in questions])
+    limits = np.array([q.limit for q in questions])
     change = welch(tuple(before), tuple(now), between)
     low, high = change.interval()
     enough = np.minimum(before[2], now[2]) >= MINIMUM_ROUNDS
     mirrored = Difference(-change.estimate, change.error, change.freedom)
     p = np.minimum(1.0, 2 * np.minimum(change.p_beyond(limits), mirrored.p_beyond(limits)))
-    adjusted = false_discoveries(np.where(enough, p, np.nan))
+    p = np.where(enough, p, np.nan)
+    # adjusting only makes p larger: where none is small, scipy.stats need not be loaded (a second)
+    adjusted = false_discoveries(p) if (p <= LEVEL).any() else p
     answers = []
     for i, question in enumerate(questions):
         ends = (float(change.estimate[i]), float(low[i]), float(high[i]))
-        verdict, reason = _sampled_verdict(question, ends, float(limits[i]), float(adjusted[i]))
-        answers.append(Answer(verdict, reason, *(math.exp(end) for end in ends)))
+        verdict, reason = _sampled_verdict(question, ends, float(adjusted[i]))
+        ratios = (math.nan,) * 3 if question.linear else tuple(math.exp(end) for end in ends)
+        answers.append(Answer(verdict, reason, *ratios))
     return answers
 
 
-def _sampled_verdict(
-    question: Sampled, ends: tuple[float, float, float], limit: float, p: float
-) -> tuple[Verdict, str]:
+def _sampled_verdict(question: Sampled, ends: tuple[float, float, float], p: float) -> tuple[Verdict, str]:
     estimate, low, high = ends
     if _identical(question.before, question.now):
         return Verdict.SAME, "identical"
     rounds = min(question.before[2], question.now[2])
     if rounds < MINIMUM_ROUNDS:
         return Verdict.INCONCLUSIVE, f"{rounds} round{'s' * (rounds != 1)}, {MINIMUM_ROUNDS} are needed"
+    limit = question.limit
     if -limit <= low and high <= limit:
         return Verdict.SAME, ""
     beyond = abs(estimate) > limit and (low > 0 or high < 0)
     if beyond and p <= LEVEL:
         worse = (estimate > 0) == (question.better == "lower")
-        return (
-            Verdict.REGRESSED if worse else Verdict.IMPROVED
-        ), f"surely by more than {100 * question.threshold:.3g} %"
+        return (Verdict.REGRESSED if worse else Verdict.IMPROVED), f"surely by more than {question.limit_text}"
     if beyond:
         return Verdict.INCONCLUSIVE, "beyond the threshold, but not surely (p against it, over all readings)"
-    return Verdict.INCONCLUSIVE, f"the interval is too wide for a threshold of {100 * question.threshold:.3g} %"
+    return Verdict.INCONCLUSIVE, f"the interval is too wide for a threshold of {question.limit_text}"
 
 
 def _identical(before: tuple[float, float, int], now: tuple[float, float, int]) -> bool:

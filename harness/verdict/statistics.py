@@ -88,8 +88,7 @@ def one_sided_p(estimate: ArrayLike, error: ArrayLike, freedom: ArrayLike) -> Nu
         t = np.where(error > 0, estimate / error, np.where(estimate > 0, np.inf, -np.inf))
     finite = np.isfinite(freedom)
     p = np.where(finite, stdtr(np.where(finite, freedom, 1.0), -t), ndtr(-t))
-    known: Numbers = np.where(np.isnan(estimate) | np.isnan(error), np.nan, p)
-    return known
+    return np.asarray(np.where(np.isnan(estimate) | np.isnan(error), np.nan, p))
 
 
 def student_p(mean: ArrayLike, sd: ArrayLike, n: ArrayLike, threshold: ArrayLike = 0.0) -> Numbers:
@@ -99,7 +98,7 @@ def student_p(mean: ArrayLike, sd: ArrayLike, n: ArrayLike, threshold: ArrayLike
     freedom = np.maximum(n - 1, 1)
     above = one_sided_p(mean - limit, error, freedom)
     below = one_sided_p(-mean - limit, error, freedom)
-    return np.minimum(1.0, 2 * np.minimum(above, below))
+    return np.asarray(np.minimum(1.0, 2 * np.minimum(above, below)))
 
 
 def welch(before: tuple[Any, Any, Any], now: tuple[Any, Any, Any], between: ArrayLike = 0.0) -> Difference:

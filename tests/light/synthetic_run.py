@@ -16,11 +16,13 @@ from harness.store.summary import summarise
 KINDS = {
     "params": ("1", "count", "lower"),
     "macs": ("MAC", "count", "lower"),
+    "macs_kernel": ("MAC", "count", "lower"),
     "saved_memory": ("B", "count", "lower"),
     "train_memory": ("B", "count", "lower"),
     "train_step": ("s", "sampled", "lower"),
     "latency": ("s", "sampled", "lower"),
     "fusion_error": ("1", "bounded", "lower"),
+    "changed_predictions": ("1", "sampled", "lower"),
     "accuracy": ("fraction", "sampled", "higher"),
 }
 

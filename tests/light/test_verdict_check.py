@@ -11,7 +11,7 @@ from synthetic_run import CONV, DBB, MACHINE, OREPA, FakeRun, cell, cells_frame,
 
 from harness.errors import HarnessError
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
-from harness.verdict.check import Check, Row, check
+from harness.verdict.checking import Check, Row, check
 from harness.verdict.rules import FUSION_LIMITS, Verdict, default_limit, judge_bounded, judge_count
 
 BASELINE = make_baseline(full_run(seed=0))
@@ -110,6 +110,26 @@ def test_a_lower_accuracy_is_a_regression_and_a_higher_one_is_not():
     better = check(one_metric("accuracy", seeds * 1.05), baseline)
     assert verdicts(better, Verdict.IMPROVED)
     assert better.exit_code == 0
+
+
+def changed(*numbers: int) -> FakeRun:
+    return one_metric("changed_predictions", numbers, "fused")
+
+
+def test_what_may_be_zero_has_no_logs_and_is_compared_all_the_same():
+    none = make_baseline(changed(0, 0, 0, 0))
+    assert check(changed(0, 0, 0, 0), none, strict=True).exit_code == 0
+    assert check(changed(9, 8, 9, 10), none).exit_code == 1
+    assert verdicts(check(changed(0, 0, 0, 0), make_baseline(changed(9, 8, 9, 10))), Verdict.IMPROVED)
+    assert check(changed(1, 0, 0, 0), none, strict=True).exit_code == 4
+    assert check(changed(1), make_baseline(changed(0)), strict=True).exit_code == 4
+
+
+def test_a_training_that_diverged_is_a_regression():
+    baseline = make_baseline(one_metric("accuracy", [0.9, 0.91]))
+    result = check(one_metric("accuracy", [0.9, np.nan]), baseline)
+    assert verdicts(result) == {(OREPA, "accuracy", "", "REGRESSED")}
+    assert check(one_metric("accuracy", [0.9, np.nan]), make_baseline(one_metric("accuracy", [0.9, np.nan]))).rows
 
 
 # the rules one by one

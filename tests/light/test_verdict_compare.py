@@ -9,7 +9,6 @@ from scipy import stats
 from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run
 
 from harness.records import AXES
-from harness.store.summary import COLUMNS
 from harness.verdict.compare import comparisons
 
 

@@ -86,7 +86,7 @@ def test_fusing_makes_something_new_and_leaves_the_block_alone(name, lived_in):
     assert not any(parameter.requires_grad for parameter in block.parameters())
     kept = {tensor.untyped_storage().data_ptr() for tensor in block.state_dict().values()}
     assert not kept & {tensor.untyped_storage().data_ptr() for tensor in first.state_dict().values()}
-    assert [module for module in first.modules()] == [first]
+    assert list(first.modules()) == [first]
 
 
 @pytest.mark.parametrize("name", FUSABLE)
@@ -167,8 +167,9 @@ def test_channels_last(name, lived_in):
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_fusing_under_inference_mode_gives_trainable_parameters(name):
+    block = blocks.create(name, 4, 4)
     with torch.inference_mode():
-        fused = blocks.create(name, 4, 4).fused()
+        fused = block.fused()
     fused(torch.randn(1, 4, 5, 5)).sum().backward()
     assert fused.weight.grad is not None
 

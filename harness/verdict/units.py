@@ -1,4 +1,4 @@
-"""From SI base units to what people read: ms, MiB, M, per cent. Nothing else in the harness converts."""
+"""From SI base units to what people read: ms, MiB, M, per cent. Only for print; no other place converts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Scale:
     name: str
 
     def text(self, value: float) -> str:
-        """The number alone, to four digits."""
-        return digits(value / self.factor)
+        """The number alone, to four digits; what is whole and was not scaled has no decimals."""
+        whole = self.factor == 1 and math.isfinite(value) and float(value).is_integer() and abs(value) < 1e7
+        return f"{value:.0f}" if whole else digits(value / self.factor)
 
     def with_unit(self, value: float) -> str:
         return f"{self.text(value)} {self.name}".strip()
@@ -51,7 +52,7 @@ def readable(value: float, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """Four digits, and powers of ten only where they help: ``0.05``, ``12.35``, ``11690``, ``3.1e-16``."""
+    """Four digits, and powers of ten only where they help: ``0.05000``, ``12.35``, ``11690``, ``3.1e-16``."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
@@ -59,7 +60,7 @@ def digits(value: float) -> str:
         return "0"
     if size < 1e-3 or size >= 1e7:
         return f"{value:.2g}"
-    return f"{value:.0f}" if size >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if size >= 1000 else f"{value:#.4g}"
 
 
 def interval(low: float, high: float, decimals: int = 2) -> str:

@@ -171,6 +171,7 @@ class _Judge:
             verdict, reason = Verdict.INCONCLUSIVE, f"was {was}, is {is_now}: make the baseline again"
         elif now.kind is Kind.COUNT:
             verdict, reason = judge_count(before.value, now.value, now.better, gate)
+            reason = f"{reason} {now.unit.removeprefix('1')}".strip() if reason else ""
         else:
             limit = gate.limit if gate.limit is not None else before.limit if before.limit is not None else now.limit
             verdict, reason = judge_bounded(before.value, now.value, now.better, limit)
@@ -191,17 +192,20 @@ class _Judge:
 
     def _sampled_row(self, before: Kept, now: Kept, question: Sampled, answer: Answer) -> Row:
         verdict, reason = answer.verdict, answer.reason
+        if now.broken and not before.broken:
+            verdict, reason = Verdict.REGRESSED, f"{now.broken} rounds gave no number"
         if why := self._incomparable(before, now):
             verdict, reason = Verdict.INCOMPARABLE, f"{why}; as if it were the same: {answer.verdict}"
-        relative = self._relative(before)
+        relative = self._relative(before) and not question.linear
+        show = (lambda mean: mean) if question.linear else math.exp
         if verdict is Verdict.REGRESSED and is_timed(now.unit) and not relative:
             reason += "; an absolute time: slower code, or a machine that was busy"
         return replace(
             self._row(now, verdict, reason),
             unit="x" if relative else now.unit,
             yardstick=(now.reference or "") if relative else "",
-            before=math.exp(question.before[0]),
-            now=math.exp(question.now[0]),
+            before=show(question.before[0]),
+            now=show(question.now[0]),
             ratio=answer.ratio,
             low=answer.low,
             high=answer.high,
@@ -223,9 +227,12 @@ class _Judge:
         relative, timed, gate = self._relative(before), is_timed(now.unit), self.gate(now)
         default = ACCURACY_THRESHOLD if now.unit == "fraction" else ACROSS_RUNS_TIME_THRESHOLD
         threshold = default if gate.threshold is None else gate.threshold
+        floor = gate.floor if gate.floor is not None else (TIME_FLOOR if now.unit == "s" else 0.0)
+        if not timed and any(kept.plain[2] > kept.absolute[2] for kept in (before, now)):
+            allowed = max(threshold * abs(before.plain[0]), floor)
+            return Sampled(before.plain, now.plain, now.better, allowed, 0.0, linear=True)
         if timed and not relative:
             threshold = max(threshold, WIDE_THRESHOLD)
-        floor = gate.floor if gate.floor is not None else (TIME_FLOOR if now.unit == "s" else 0.0)
         if before.value > 0:
             threshold = max(threshold, floor / before.value)
         # the wide threshold of an absolute time is itself the allowance for another day

@@ -1,0 +1,227 @@
+"""What every block promises beside its numbers: declaration, refusals, counts, memory, state, compilation."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from harness import blocks
+from harness.blocks import BLOCKS
+from harness.errors import HarnessError, UnknownName, Unsupported
+
+UNITS = {"conv": 2.00, "repvgg": 3.00, "acb": 4.00, "dbb": 9.15}
+"""Saved for backward, in input maps, 64 -> 64 k3 on 8x64x56x56 in training: equal to two decimals."""
+
+AT_MOST = {"orepa": 2.17, "orepa_vgg": 3.15}
+"""Beyond the maps there is a kernel; how much of it is kept depends on how it is composed."""
+
+PARAMETERS = {"conv": 36_992, "repvgg": 41_344, "acb": 61_824, "dbb": 86_784, "orepa": 128_000, "orepa_vgg": 128_192}
+
+
+def saved_bytes(block: nn.Module, x: Tensor) -> int:
+    """Each storage handed to the saved-tensor hooks once, the block's own tensors left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), *block.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = block(x)
+    del y
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("name", [*UNITS, *AT_MOST])
+def test_bytes_saved_for_backward(name):
+    x = torch.randn(8, 64, 56, 56)
+    units = saved_bytes(blocks.create(name, 64, 64).train(), x) / x.untyped_storage().nbytes()
+    if name in UNITS:
+        assert round(units, 2) == UNITS[name]
+    else:
+        assert units <= AT_MOST[name]
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_parameter_counts_of_the_reference(name, count):
+    block = blocks.create(name, 64, 64)
+    assert sum(parameter.numel() for parameter in block.parameters()) == count
+    assert sum(parameter.numel() for parameter in block.fused().parameters()) == 64 * 64 * 9 + 64
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_declaration_and_constructor_agree(name):
+    declared = blocks.declaration(name)
+    assert json.loads(json.dumps(declared)) == declared
+    assert declared["name"] == name
+    assert declared["evaluations"] == declared["options"]["reparam"]["choices"]
+    assert declared["fusable"] == hasattr(BLOCKS[name], "fused")
+    assert declared["sister"] is None or "online" in blocks.declaration(declared["sister"])["evaluations"]
+    assert ("online" in declared["evaluations"]) != bool(declared["sister"])
+    taken = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(BLOCKS[name]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert taken == {key: option["default"] for key, option in declared["options"].items()}
+    for key, option in declared["options"].items():
+        assert option["what"]
+        for value in option["choices"]:
+            blocks.create(name, 4, 4, **{key: value})
+        with pytest.raises(Unsupported, match=rf"no {key} 'nonsense'"):
+            blocks.create(name, 4, 4, **{key: "nonsense"})
+    for kernel_size in range(-1, 16):
+        if kernel_size in declared["limits"]["kernel_size"]:
+            blocks.create(name, 4, 4, kernel_size)
+        else:
+            with pytest.raises(Unsupported):
+                blocks.create(name, 4, 4, kernel_size)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"kernel_size": 4},
+        {"kernel_size": 15},
+        {"kernel_size": 0},
+        {"kernel_size": 3.0},
+        {"stride": 0},
+        {"stride": True},
+        {"dilation": 0},
+        {"groups": 3},
+        {"groups": 0},
+        {"c_in": 6, "groups": 4},
+        {"c_out": 6, "groups": 4},
+        {"c_out": 0},
+    ],
+    ids=str,
+)
+def test_what_no_block_can_do_is_refused_with_a_remedy(name, place):
+    with pytest.raises(Unsupported) as refused:
+        blocks.create(name, **{"c_in": 4, "c_out": 4, **place})
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(("name", "sister"), [("dbb", "orepa"), ("acb", "orepa"), ("repvgg", "orepa_vgg")])
+def test_a_block_with_branch_norms_names_the_one_to_evaluate_online(name, sister):
+    with pytest.raises(Unsupported, match=f"block {sister} has the online evaluation"):
+        blocks.create(name, 4, 4, reparam="online")
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(UnknownName, match="orepa"):
+        blocks.create("orpea", 4, 4)
+    with pytest.raises(UnknownName, match="scaling"):
+        blocks.create("orepa", 4, 4, scalling="none")
+    with pytest.raises(HarnessError):
+        blocks.declaration("nothing_like_it")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_state_copies_and_pickles(name, lived_in):
+    block = lived_in(blocks.create(name, 4, 6, groups=2)).eval()
+    x = torch.randn(2, 4, 7, 5)
+    fresh = blocks.create(name, 4, 6, groups=2).eval()
+    fresh.load_state_dict(block.state_dict())
+    for twin in (fresh, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert torch.equal(twin(x), block(x))
+        for a, b in zip(twin.parameters(), block.parameters(), strict=True):
+            assert a.stride() == b.stride()
+            assert a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_moved_from_meta_has_its_constants(name):
+    with torch.device("meta"):
+        block = blocks.create(name, 4, 4)
+    block = block.to_empty(device="cpu")
+    block.load_state_dict(blocks.create(name, 4, 4).state_dict())
+    assert block(torch.randn(1, 4, 5, 5)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_nothing_is_left_uninitialised(name, kernel_size):
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # new storage is NaN
+    try:
+        assert torch.empty(1).isnan()
+        for c_out, groups, stride in [(8, 1, 1), (12, 4, 2), (8, 8, 1)]:
+            block = blocks.create(name, 8, c_out, kernel_size, stride, groups)
+            y = block(torch.randn(2, 8, 6, 6))
+            y.square().sum().backward()
+            tensors = [*block.parameters(), *block.buffers(), *(p.grad for p in block.parameters()), y]
+            assert all(tensor.isfinite().all() for tensor in tensors)
+            assert all(tensor.isfinite().all() for tensor in block.fused().parameters())
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.mark.parametrize(
+    ("name", "reparam"), [(name, way) for name in BLOCKS for way in BLOCKS[name].options()["reparam"].choices]
+)
+def test_training_lowers_the_loss_and_moves_every_parameter(name, reparam):
+    block = blocks.create(name, 6, 6, reparam=reparam)
+    x, target = torch.randn(8, 6, 8, 8), torch.randn(8, 6, 8, 8)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.02, momentum=0.9)
+    before = copy.deepcopy(dict(block.named_parameters()))
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (block(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    still = [label for label, parameter in block.named_parameters() if torch.equal(parameter, before[label])]
+    # What DBB adds to a branch before a batch norm in training is taken away again: its gradient may round to zero.
+    assert not [label for label in still if not label.endswith("bias")]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_dilation_is_not_dropped_in_training(name):
+    """A k x k tap at distance d answers to a point; with the dilation dropped it would be at distance 1."""
+    block = blocks.create(name, 1, 1, 3, dilation=3).eval()
+    x = torch.zeros(1, 1, 9, 9)
+    zero, x[0, 0, 4, 4] = block(x.clone()), 1.0
+    answers = (block(x) - zero)[0, 0].abs() > 1e-7
+    assert answers[1, 1]
+    assert answers[7, 7]
+    assert not answers[3, 3]
+    assert not answers[5, 5]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_compiles_into_one_graph(name, lived_in):
+    torch.compiler.reset()
+    block = lived_in(blocks.create(name, 4, 4, groups=2)).eval()
+    x = torch.randn(2, 4, 6, 6)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x), rtol=1e-5, atol=1e-5)
+    gradients = []
+    for function in (compiled, block):
+        block.zero_grad()
+        function(x).square().mean().backward()
+        gradients.append([parameter.grad for parameter in block.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_exports_with_any_batch(name, lived_in):
+    block = lived_in(blocks.create(name, 4, 4)).eval()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(block, (torch.randn(2, 4, 6, 6),), dynamic_shapes={"x_NCHW": {0: batch}})
+    x = torch.randn(5, 4, 6, 6)
+    torch.testing.assert_close(exported.module()(x), block(x), rtol=1e-5, atol=1e-5)

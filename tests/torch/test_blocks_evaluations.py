@@ -1,0 +1,245 @@
+"""One linear function, two evaluations: on features and on kernels; and both are the paper's equation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness import blocks
+from harness.blocks import BLOCKS, algebra
+from harness.blocks.composition import compose, plain
+from harness.blocks.orepa import LinearBranches
+
+BOTH = [name for name in BLOCKS if len(BLOCKS[name].options()["reparam"].choices) == 2]
+
+PLACES = [
+    # c_in, c_out, k, stride, groups, dilation
+    (6, 6, 3, 1, 1, 1),
+    (6, 8, 3, 2, 1, 1),
+    (6, 6, 1, 1, 1, 1),
+    (6, 9, 5, 1, 3, 2),
+    (6, 6, 3, 1, 6, 1),
+    (6, 12, 3, 2, 6, 2),
+    (12, 6, 3, 1, 6, 1),
+    (3, 5, 7, 2, 1, 1),
+    (8, 4, 13, 1, 2, 1),
+]
+
+
+def close(found: Tensor, wanted: Tensor, scale: float) -> bool:
+    return (found - wanted).abs().max().item() <= 1e-10 * scale
+
+
+def run(block: nn.Module, x: Tensor) -> list[Tensor]:
+    """Outputs, the input's gradient and every parameter's."""
+    x = x.clone().requires_grad_()
+    y = block(x)
+    parameters = list(block.parameters())
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return [y, *torch.autograd.grad((y * weights + y**2).sum(), [x, *parameters])]
+
+
+@pytest.mark.parametrize("scaling", ["vector", "scalar", "none"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", BOTH)
+def test_online_and_offline_agree_with_all_gradients(name, place, training, scaling, lived_in):
+    options = {"scaling": scaling} if "scaling" in BLOCKS[name].options() else {}
+    online = lived_in(blocks.create(name, *place, reparam="online", **options)).double().train(training)
+    offline = blocks.create(name, *place, reparam="offline", **options).double().train(training)
+    offline.load_state_dict(online.state_dict())
+    x = torch.randn(3, place[0], 9, 8, dtype=torch.float64)
+    found, wanted = run(online, x), run(offline, x)
+    assert close(found[0], wanted[0], wanted[0].abs().max().item())
+    # One scale for all gradients: behind a batch norm in training some are nothing but cancellation.
+    largest = max(gradient.abs().max().item() for gradient in wanted[1:])
+    names = ["x", *dict(online.named_parameters())]
+    for label, a, b in zip(names, found[1:], wanted[1:], strict=True):
+        assert close(a, b, largest), label
+    for label, buffer in online.named_buffers():
+        torch.testing.assert_close(buffer, offline.get_buffer(label), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("point", [True, False])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_composition_by_hand_is_the_plain_sum(place, point, lived_in):
+    branches = lived_in(LinearBranches(blocks.ConvSpec(*place), scaling="vector", point=point)).double()
+    parameters = list(branches.parameters())
+    fast, slow = branches.kernel(), branches.kernel(fast=False)
+    torch.testing.assert_close(fast, slow, rtol=1e-13, atol=1e-13)
+    assert fast.is_contiguous()
+    upstream = torch.randn_like(fast)
+    kept = upstream.clone()
+    found, wanted = (torch.autograd.grad(kernel, parameters, upstream) for kernel in (fast, slow))
+    for (label, parameter), a, b in zip(branches.named_parameters(), found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, label=label: f"{label}: {m}")
+        if parameter.numel() > max(parameter.shape):
+            assert a.stride() == parameter.stride(), label  # accumulating it copies nothing
+    assert torch.equal(upstream, kept)  # the gradient handed in is others' too
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_composition_takes_parameters_and_gradients_in_any_layout(layout, lived_in):
+    branches = lived_in(LinearBranches(blocks.ConvSpec(4, 6), scaling="vector")).double().to(memory_format=layout)
+    fast, slow = branches.kernel(), branches.kernel(fast=False)
+    upstream = torch.randn_like(fast).contiguous(memory_format=layout)
+    for a, b in zip(
+        torch.autograd.grad(fast, list(branches.parameters()), upstream),
+        torch.autograd.grad(slow, list(branches.parameters()), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_composition_differentiates_twice(lived_in):
+    branches = lived_in(LinearBranches(blocks.ConvSpec(2, 2, groups=2), scaling="vector")).double()
+    weights = branches.weights()
+    *tensors, points = (w.detach().requires_grad_() if isinstance(w, Tensor) else w for w in weights)
+    tensors[6].requires_grad_(False)  # the basis is constant
+
+    def function(*values: Tensor) -> Tensor:
+        return compose(type(weights)(*values, points), 2)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_frozen_parameters_of_the_composition_stay_without_gradient(lived_in):
+    block = lived_in(blocks.create("orepa", 4, 4))
+    block.branches.first.requires_grad_(False)
+    block(torch.randn(2, 4, 5, 5)).square().sum().backward()
+    assert block.branches.first.grad is None
+    assert block.branches.second.grad.abs().max() > 0
+
+
+def test_the_composition_repeats_to_the_bit(lived_in):
+    block = lived_in(blocks.create("orepa", 16, 16, groups=2))
+    x = torch.randn(2, 16, 8, 8)
+    for a, b in zip(run(block.eval(), x), run(block.eval(), x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["orepa", "orepa_vgg"])
+def test_the_kernel_is_composed_outside_autocast(name, lived_in):
+    block = lived_in(blocks.create(name, 8, 8)).eval()
+    branches = next(module for module in block.modules() if isinstance(module, LinearBranches))
+    exact = branches.kernel()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(branches.kernel(), exact)
+        y = block(torch.randn(2, 8, 6, 6))
+        y.float().square().sum().backward()  # a backward inside autocast composes nothing in bfloat16 either
+    inside = branches.second.grad.clone()
+    assert inside.isfinite().all()
+    assert inside.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_autocast_stays_near_float32(name, lived_in):
+    block = lived_in(blocks.create(name, 8, 8)).train()
+    x = torch.randn(4, 8, 6, 6)
+    wanted = block(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+    assert (found.float() - wanted).abs().max() <= 0.1 * wanted.abs().max()
+    found.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in block.parameters() if p.grad is not None)
+
+
+def test_the_averaging_kernel_is_made_in_the_dtype_of_the_weight():
+    like = torch.zeros(1, dtype=torch.float64)
+    assert algebra.average(2, 1, 3, like)[0, 0, 0, 0].item() == 1 / 9  # a float32 ninth is off by 1e-9
+    block = blocks.create("orepa", 4, 4, kernel_size=5).double()
+    assert (block.branches.basis[:, :, 0] == 1 / 25).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 7, 13])
+@pytest.mark.parametrize("c_out", [4, 5])
+def test_the_frequency_prior_is_right_for_every_kernel_size(k, c_out):
+    found = blocks.create("orepa", 2, c_out, kernel_size=k).double().branches.basis[:, :, 1].reshape(c_out, k, k)
+    for o in range(c_out):
+        for h in range(k):
+            for w in range(k):
+                tap, channel = (h, o + 1) if o < c_out / 2 else (w, o + 1 - c_out / 2)
+                assert found[o, h, w].item() == pytest.approx(math.cos(math.pi * (tap + 0.5) * channel / k), abs=1e-12)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_orepa_is_the_sum_of_its_papers_branches(place, lived_in):
+    """Written from the reference, one output channel and one input channel at a time."""
+    c_in, c_out, k, stride, groups, dilation = place
+    block = lived_in(blocks.create("orepa", *place)).double().eval()
+    b = block.branches
+    v, inputs, width, rows = b.scales, c_in // groups, b.first.shape[0] // groups, c_out // groups
+    assert b.first.shape[0] == (c_in if groups <= 4 else 2 * c_in)
+    average, prior, point = b.points
+    kernel = torch.zeros(c_out, inputs, k, k, dtype=torch.float64)
+    for o in range(c_out):
+        c = o // rows
+        for i in range(inputs):
+            term = v[0, o] * b.origin[o, i] + v[1, o] * average[o, i] / k**2
+            term = term + v[2, o] * prior[o, i] * b.basis[o, :, 1].reshape(k, k)
+            centre = torch.zeros(k, k, dtype=torch.float64)
+            centre[k // 2, k // 2] = 1
+            term = term + v[3, o] * point[o, i] * centre
+            for t in range(width):
+                row = c * width + t
+                factor = b.first[row, i, 0, 0] + (1.0 if row % inputs == i else 0.0)
+                term = term + v[4, o] * factor * b.second[o, t]
+            for t in range(8):
+                term = term + v[5, o] * b.pointwise[o, 8 * i + t, 0, 0] * b.depthwise[8 * (c * inputs + i) + t, 0]
+            kernel[o, i] = term
+    x = torch.randn(2, c_in, 7, 7, dtype=torch.float64)
+    wanted = block.bn(F.conv2d(x, kernel, None, stride, dilation * (k // 2), dilation, groups))
+    torch.testing.assert_close(block(x), wanted, rtol=1e-12, atol=1e-12)
+
+
+def norm(bn: nn.BatchNorm2d, y: Tensor) -> Tensor:
+    c = (slice(None), None, None)
+    return (y - bn.running_mean[c]) / torch.sqrt(bn.running_var[c] + bn.eps) * bn.weight[c] + bn.bias[c]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_dbb_is_the_sum_of_its_papers_branches(place, lived_in):
+    """Written from the reference: explicit identity, explicit rim, averaging by unfolding windows."""
+    c_in, c_out, k, stride, groups, dilation = place
+    block = lived_in(blocks.create("dbb", *place)).double().eval()
+    p, depthwise = dilation * (k // 2), groups == c_in == c_out
+    x = torch.randn(2, c_in, 7, 6, dtype=torch.float64)
+
+    def rimmed(bn: nn.BatchNorm2d, y: Tensor) -> Tensor:
+        n, c, h, w = y.shape
+        out = norm(bn, torch.zeros(n, c, h + 2 * p, w + 2 * p, dtype=y.dtype))
+        out[:, :, p : p + h, p : p + w] = norm(bn, y)
+        return out
+
+    def mean(y: Tensor) -> Tensor:
+        n, c, h, w = y.shape
+        size = [(side - dilation * (k - 1) - 1) // stride + 1 for side in (h, w)]
+        return F.unfold(y, k, dilation, 0, stride).view(n, c, k * k, *size).mean(2)
+
+    branches = list(block.branches)
+    origin, chain, average = branches[0], branches[-2], branches[-1]
+    wanted = norm(origin.bn, F.conv2d(x, origin.conv.weight, None, stride, p, dilation, groups))
+    first = chain.first.conv.weight.clone()
+    assert first.shape[0] == (2 * c_in if depthwise else c_in)
+    if depthwise:
+        wanted = wanted + norm(average.bn, mean(F.pad(x, [p] * 4)))
+    else:
+        for t in range(c_in):
+            first[t, t % (c_in // groups)] += 1
+        wanted = wanted + norm(branches[1].bn, F.conv2d(x, branches[1].conv.weight, None, stride, 0, 1, groups))
+        q = F.conv2d(x, average.first.conv.weight, groups=groups)
+        wanted = wanted + norm(average.second.bn, mean(rimmed(average.rim.bn, q)))
+    u = rimmed(chain.rim.bn, F.conv2d(x, first, groups=groups))
+    wanted = wanted + norm(chain.second.bn, F.conv2d(u, chain.second.conv.weight, None, stride, 0, dilation, groups))
+    torch.testing.assert_close(block(x), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_plain_is_the_kernel_that_folding_uses(lived_in):
+    block = lived_in(blocks.create("orepa", 4, 4)).double()
+    weight = plain(block.branches.weights(), 1)
+    torch.testing.assert_close(block.kernel().weight, algebra.fold(weight, block.bn).weight, rtol=0, atol=0)
