@@ -251,12 +251,12 @@ def _last_line(run: Run, outcome: Outcome) -> str:
 
 
 def main() -> None:
-    """The console script: HarnessError becomes a message and exit code 2."""
+    """The console script: HarnessError becomes a message and exit code 2 (5 when a baseline is missing)."""
     try:
         app()
     except HarnessError as problem:
         Console(stderr=True).print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(getattr(problem, "exit_code", 2))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # | head

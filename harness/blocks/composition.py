@@ -108,12 +108,12 @@ def _forward(weights: Weights, groups: int) -> Tensor:
     scaled_OPI = (views.points * v[POINTS]).transpose(0, 1)
     total_OKI.baddbmm_(weights.basis, scaled_OPI)
     spread = torch.bmm(views.pointwise, views.depthwise).view(groups, inputs, c_out // groups, k * k)
-    spread.mul_(weights.scales[SEPARABLE].view(groups, 1, -1, 1))
     kernel = weights.origin.new_empty(c_out, inputs, k, k)
-    # The only pass that permutes, fused with the addition.
-    torch.add(
+    # The only pass that permutes, fused with the last scale and addition.
+    torch.addcmul(
         total_OKI.transpose(1, 2).view(groups, -1, inputs, k * k),
         spread.transpose(1, 2),
+        weights.scales[SEPARABLE].view(groups, -1, 1, 1),
         out=kernel.view(groups, c_out // groups, inputs, k * k),
     )
     return kernel
@@ -131,8 +131,9 @@ def _backward(weights: Weights, groups: int, grad_OIHW: Tensor) -> Sequence[Tens
     d_scales[POINTS] = (s_POI * views.points).sum(2)
     d_points = [(s_OI * scale[:, None])[:, :, None, None] for s_OI, scale in zip(s_POI, scales[POINTS], strict=True)]
 
-    d_scales[ORIGIN] = (h_OKI * views.origin).sum((1, 2))
-    d_origin = h_OKI * scales[ORIGIN][:, None, None]
+    d_origin = h_OKI * views.origin
+    d_scales[ORIGIN] = d_origin.sum((1, 2))
+    torch.mul(h_OKI, scales[ORIGIN][:, None, None], out=d_origin)  # memory that is there, not new pages
 
     # dv through U needs no stored product and stays right when v is zero.
     u = torch.bmm(h_OKI.view(groups, -1, inputs), views.first.transpose(1, 2))
@@ -148,7 +149,7 @@ def _backward(weights: Weights, groups: int, grad_OIHW: Tensor) -> Sequence[Tens
         d_first.reshape(weights.first.shape),
         d_second.view(c_out, k, k, -1).permute(0, 3, 1, 2),
         d_depthwise.view(weights.depthwise.shape),
-        d_pointwise.reshape(weights.pointwise.shape),
+        d_pointwise.view(weights.pointwise.shape),
         *d_points,
     ]
 
@@ -161,7 +162,9 @@ def _backward_separable(views: _Views, scale_O: Tensor, groups: int, g_OIK: Tens
     r_COM = torch.bmm(g_COK, views.depthwise.transpose(1, 2))
     d_scale = (r_COM * views.pointwise).view(groups, inputs, -1, MULTIPLIER).sum((1, 3)).view(c_out)
     d_depthwise = torch.bmm((views.pointwise * scale).transpose(1, 2), g_COK)
-    d_pointwise = r_COM.mul_(scale).view(groups, inputs, -1, MULTIPLIER).transpose(1, 2)
+    d_pointwise = r_COM.new_empty(groups, c_out // groups, inputs, MULTIPLIER)
+    r_GOIM = r_COM.view(groups, inputs, -1, MULTIPLIER).transpose(1, 2)
+    torch.mul(r_GOIM, scale_O.view(groups, -1, 1, 1), out=d_pointwise)
     return d_pointwise, d_depthwise, d_scale
 
 

@@ -33,11 +33,10 @@ class Device(ABC):
                 raise HarnessError(f"{self.kind}: {name} is {value!r}", remedy=f"use {name}: true or {name}: false")
         self.options: dict[str, bool] = {**self.OPTIONS, **options}
 
-    @classmethod
-    def _no_option(cls, name: str) -> HarnessError:
-        if cls.OPTIONS:
-            return unknown(f"option of device {cls.kind}", name, cls.OPTIONS)
-        return Unsupported(f"device {cls.kind} has no option {name!r}", remedy="leave it out")
+    def _no_option(self, name: str) -> HarnessError:
+        if self.OPTIONS:
+            return unknown(f"option of device {self.kind}", name, self.OPTIONS)
+        return Unsupported(f"device {self.kind} has no option {name!r}", remedy="leave it out")
 
     @property
     @abstractmethod

@@ -61,8 +61,8 @@ def _take_scale(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         return
     precise = torch.promote_types(args[0].dtype, torch.float32)  # mps has no float64
     seen = args[0].to(precise).transpose(0, 1).flatten(1)  # one row per channel
-    spread = seen.var(dim=1, correction=0)
-    # a channel that hardly varies over this small batch would blow other images up
-    spread = spread.clamp(min=float(spread.mean()) / 10)
+    # Channels of a fresh deep net hardly differ between images: dividing by so small a deviation would blow the
+    # difference, and with it every rounding error before, up by orders of magnitude in each layer.
+    spread = seen.var(dim=1, correction=0).clamp(min=float(seen.square().mean()) / 10)
     mean.copy_(seen.mean(dim=1) + mean.to(precise) * spread.sqrt())
     variance.copy_(variance.to(precise) * spread)

@@ -31,7 +31,7 @@ def show(run: Run, cell_id_prefix: str) -> str:
     records = [record for record in run.records() if record.cell == cell]
     axes = axes_of(run.cells, cell)
     lines = [f"cell {cell}", describe(axes, varying(run.cells)), f"group {run.cells['group'][cell]}", ""]
-    lines += [f"  {axis}: {value}" for axis, value in axes.items() if value is not None]
+    lines += [f"  {axis}: {value}" for axis, value in axes.items() if value not in (None, "")]
     lines += ["", "samples", *_samples(run, cell)]
     lines += _facts(records)
     for record in records:
@@ -86,7 +86,7 @@ def _facts(records: list[Record]) -> Iterator[str]:
         for name, facts in [*sources, (record.metric or str(record.kind), record.facts)]:
             for key, value in facts.items():
                 text = value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False, default=str)
-                found.setdefault(name, {}).setdefault(key, []).append(text)
+                found.setdefault(name, {}).setdefault(key, []).append(_short(text))
     if found:
         yield from ("", "facts")
     for name, known in found.items():
@@ -95,7 +95,13 @@ def _facts(records: list[Record]) -> Iterator[str]:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _trouble(record: Record) -> Iterator[str]:

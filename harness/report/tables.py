@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MISSING = "–"
 TRAIN, RUN, EXACT = "What it costs to train", "What it costs to run", "How exact and how accurate"
 LEARNING = ("accuracy", "changed_predictions", "train_loss")
+LOPSIDED = 0.3
+"""Share of the value above which an interval made on logs is no longer fairly written as ±."""
+
 RUNNING = ("latency", "mac_rate", "macs", "macs_kernel")
 DERIVED = ("throughput", "mac_rate")
 ORDER = ("train_step", "throughput", "train_memory", "saved_memory", "latency", "mac_rate", "macs", "params")
@@ -166,18 +169,19 @@ def _columns(view: GroupView, metric: str, form: str) -> Iterator[Column]:
     texts = tuple(_value(row, ratio, scale) for row, ratio in zip(rows, ratios, strict=True))
     title = heading(view, metric, form)
     yield Column((*title, f"[{scale.name}]") if scale.name else title, texts)
-    sampled = any(
-        ratio is not None
-        and ratio.kind == Kind.SAMPLED
-        and math.isfinite(ratio.difference if unit == "fraction" else ratio.ratio)
-        for ratio in ratios
-    )
-    if sampled and metric not in DERIVED:
+    if metric not in DERIVED and any(_has_ratio(ratio) for ratio in ratios):
         points = unit == "fraction"
         against = tuple(
             _against(cell == view.reference, ratio, points) for cell, ratio in zip(view.variants, ratios, strict=True)
         )
         yield Column((f"vs {view.reference_label}", *(("[points]",) if points else ())), against)
+
+
+def _has_ratio(ratio: Any) -> bool:
+    """Counts carry theirs beside the value; a sampled quantity that may be zero has none."""
+    if ratio is None or ratio.kind != Kind.SAMPLED:
+        return False
+    return math.isfinite(ratio.difference if ratio.unit == "fraction" else ratio.ratio)
 
 
 def _value(row: Any, ratio: Any, scale: Scale) -> str:
@@ -188,6 +192,8 @@ def _value(row: Any, ratio: Any, scale: Scale) -> str:
     text = scale.text(row.value)
     if row.kind == Kind.SAMPLED and row.metric not in DERIVED and math.isfinite(row.low) and row.value:
         half = (row.high - row.low) / 2
+        if half > LOPSIDED * row.value:
+            return f"{text} [{scale.text(row.low)}, {scale.text(row.high)}]"
         spread = scale.text(half) if row.unit == "fraction" else f"{100 * half / row.value:.1f}%"
         return f"{text} ±{spread}"
     if row.kind == Kind.COUNT and ratio is not None and math.isfinite(ratio.ratio):

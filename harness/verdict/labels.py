@@ -43,7 +43,7 @@ def describe(axes: Mapping[str, Any], vary: frozenset[str] = frozenset(), withou
     for axis in AXES:
         value = axes.get(axis)
         named = axis in vary or (axis in ALWAYS and value is not None)
-        if axis != without and named:
+        if axis != without and named and value != "":
             parts.append(_part(axis, value))
     return ", ".join(parts)
 

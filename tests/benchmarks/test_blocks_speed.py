@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 import timm
 import torch
@@ -21,6 +22,27 @@ LIMITS = {"orepa": 1.6, "dbb": 3.3}
 
 ROUNDS = {"orepa": 10, "dbb": 6}
 """Fewer for dbb: it was seen at 2.9, far from its limit, and its steps are long."""
+
+OTHERS = 0.15
+"""Share of the processors' time that others may take before a ratio above its limit says nothing. Two threads that
+wait for each other lose far more than a neighbour takes: with one busy neighbour 1.4 was seen as 2.3."""
+
+
+class Neighbours:
+    """The share of the processors' time that went to others (the hypervisor's guests included) since the start."""
+
+    def __init__(self) -> None:
+        self.before = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times[:8]) - idle, time.process_time(), time.perf_counter()
+
+    def share(self) -> float:
+        busy, own, wall = (after - before for after, before in zip(self._now(), self.before, strict=True))
+        return (busy - own) / (wall * (psutil.cpu_count() or 1))
 
 
 @pytest.fixture
@@ -67,15 +89,19 @@ def stepper(block: str) -> Callable[[], float]:
 def test_a_training_step_of_resnet18_costs_no_more_than_its_limit(block: str, benchmark) -> None:
     plain, other = stepper("conv"), stepper(block)
     plain(), other(), other()  # warm-up; the benchmark's own first call is the third
-    pairs: list[tuple[float, float]] = []
-    # Turns inside one process, minimum over minimum: another process's load lengthens steps, nothing shortens them.
+    neighbours, pairs = Neighbours(), list[tuple[float, float]]()
+    # Turns inside one process, minimum over minimum: other load lengthens steps, nothing shortens them.
     benchmark.pedantic(lambda: pairs.append((plain(), other())), rounds=ROUNDS[block])
     plains, others = zip(*pairs, strict=True)
-    ratio = min(others) / min(plains)
+    ratio, taken = min(others) / min(plains), neighbours.share()
     benchmark.extra_info.update(
         ratio_of_minima=ratio,
         median_ratio=statistics.median(b / a for a, b in pairs),
         plain_seconds=min(plains),
         block_seconds=min(others),
+        taken_by_others=taken,
     )
-    assert ratio <= LIMITS[block], f"{block}: {ratio:.2f}x plain ({min(others):.3f} s against {min(plains):.3f} s)"
+    found = f"{block}: {ratio:.2f}x plain ({min(others):.3f} s against {min(plains):.3f} s)"
+    if ratio > LIMITS[block] and taken > OTHERS:
+        pytest.skip(f"{found}, but others took {taken:.0%} of the processors")
+    assert ratio <= LIMITS[block], found

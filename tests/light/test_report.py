@@ -103,6 +103,11 @@ def test_a_column_of_zeros_is_left_out():
     assert "macs kernel" not in report(run)
 
 
+def test_a_wide_interval_is_not_written_as_plus_or_minus():
+    run = blocks("conv", "orepa").put(CONV, "train_step", [0.1, 0.4, 0.2, 0.9]).put(OREPA, "train_step", [0.1] * 4)
+    assert re.fullmatch(r"291\.3 \[\d+\.\d+, \d+\]", cells_of(run, "train step")["conv"])
+
+
 def test_no_changed_prediction_is_worth_saying():
     run = blocks("conv", "orepa").put(CONV, "changed_predictions", 0).put(OREPA, "changed_predictions", 0)
     assert cells_of(run, "changed predictions") == {"conv": "0", "orepa": "0"}

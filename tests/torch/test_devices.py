@@ -112,7 +112,7 @@ def test_options_hold_while_configured_and_no_longer(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "error", "says"),
     [
-        ("cudda", {}, UnknownName, "use cuda"),
+        ("cudda", {}, UnknownName, "cuda"),
         ("tpu", {}, UnknownName, "cpu, cuda, mps, xpu"),
         ("cuda:x", {}, HarnessError, "use cuda or cuda:0"),
         ("cpu:0", {}, HarnessError, "use cpu"),

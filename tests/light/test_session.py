@@ -1,0 +1,226 @@
+"""The loop over tasks with a scripted executor: what is owed, who is blamed for a death, who is left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.execution.local import Death
+from harness.execution.session import Session, check_foreign
+from harness.planning import plan
+from harness.records import Reading, Record, Status, TaskKind
+from harness.store.directory import choose, describe
+from harness.store.journal import Journal, read
+from harness.records import Fingerprint
+from harness.store.run import open_run
+
+DIED = Death(Status.KILLED, "the worker was ended by SIGKILL", "last words")
+
+
+class Script:
+    """Performs tasks as told: `deaths` maps (block, metric) to how many times the process dies there."""
+
+    def __init__(self, deaths=None, refuses=()):
+        self.deaths = dict(deaths or {})
+        self.refuses = set(refuses)
+        self.performed = []
+
+    def probe(self, names):
+        return {"threads": 1, "torch": "0", "devices": {name: {"absent": None} for name in names}}
+
+    def perform(self, task, key, fingerprint, emit):
+        self.performed.append((task.round, [c.block.name for c in task.cells], [m.name for m in task.metrics]))
+        for metric in task.metrics:
+            for cell in task.cells:
+                emit({"begin": [cell.id, metric.name]})
+                if self.deaths.get((cell.block.name, metric.name), 0) > 0:
+                    self.deaths[cell.block.name, metric.name] -= 1
+                    return DIED
+            for cell in task.cells:
+                refused = (cell.block.name, metric.name) in self.refuses
+                status = Status.UNSUPPORTED if refused else Status.OK
+                readings = () if refused else (Reading(metric.name, "train", "s", (1.0,)),)
+                emit({"record": Record(key, task.kind, cell.id, metric.name, task.round, fingerprint, status, readings).to_json()})
+        return None
+
+
+class Silent:
+    def started(self, task, number): ...
+
+    def recorded(self, record): ...
+
+    def finished(self, task, number): ...
+
+
+def work(suite, tmp_path, script, absent=None, retry=False):
+    """One pass over a suite's open tasks; returns block, metric, round -> status of every record on disk."""
+    planned = plan(suite)
+    prints = Fingerprint("s", {}, {})
+    meta = describe(planned, prints, {}, suite_text="", suite_path="x.yaml", overrides=())
+    run, _ = choose(meta, out=tmp_path / "run", new=False, retry=retry)
+    journal = Journal(run.path / "journal.jsonl")
+    session = Session(script, journal, prints.id, Silent(), absent or {})
+    before = run.records()
+    session.remember([] if retry else before)
+    session.work(planned.tasks, run.open_work(before, retry))
+    journal.close()
+    names = {cell.id: cell.block.name for cell in planned.cells}
+    return run, {(names[r.cell], r.metric, r.round): r.status for r in run.records()}
+
+
+@pytest.fixture
+def suite(suite_of):
+    return suite_of(
+        "axes: {block: [conv, acb, dbb], backbone: layer}\nmetrics: [params, macs, latency]\nbudget: {rounds: 4}"
+    )
+
+
+def test_everything_owed_is_done_once(suite, tmp_path):
+    script = Script()
+    run, got = work(suite, tmp_path, script)
+    assert len(got) == 3 * 2 + 3 * 4
+    assert set(got.values()) == {Status.OK}
+    assert run.finished
+    again = Script()
+    work(suite, tmp_path, again)
+    assert again.performed == []
+
+
+def test_a_death_in_a_count_costs_that_metric_alone(suite, tmp_path):
+    script = Script({("acb", "params"): 1})
+    _, got = work(suite, tmp_path, script)
+    assert got["acb", "params", 0] is Status.KILLED
+    assert got["acb", "macs", 0] is Status.OK
+    assert (0, ["acb"], ["macs"]) in script.performed
+
+
+def test_a_death_in_a_round_costs_the_variant_that_round_and_the_group_is_partial(suite, tmp_path):
+    _, got = work(suite, tmp_path, Script({("acb", "latency"): 1}))
+    assert [got["acb", "latency", i] for i in range(4)] == [Status.KILLED, *[Status.OK] * 3]
+    assert [got["dbb", "latency", i] for i in range(4)] == [Status.PARTIAL, *[Status.OK] * 3]
+
+
+def test_two_strikes_and_a_variant_is_out(suite, tmp_path):
+    script = Script({("acb", "latency"): 99})
+    run, got = work(suite, tmp_path, script)
+    assert [got["acb", "latency", i] for i in range(4)] == [Status.KILLED] * 2 + [Status.SKIPPED] * 2
+    assert sum("acb" in cells for _, cells, metrics in script.performed if metrics == ["latency"]) == 2
+    assert run.tally() == {"measured": 2, "failed": 1}
+
+
+def test_strikes_are_remembered_by_a_resumed_run(suite, tmp_path):
+    work(suite, tmp_path, Script({("acb", "latency"): 99}))
+    journal = tmp_path / "run" / "journal.jsonl"
+    kept = [line for line in journal.read_text().splitlines() if not (json.loads(line)["round"] >= 2)]
+    journal.write_text("\n".join(kept) + "\n")
+    script = Script({("acb", "latency"): 99})
+    _, got = work(suite, tmp_path, script)
+    assert got["acb", "latency", 3] is Status.SKIPPED
+    assert all("acb" not in cells for _, cells, _ in script.performed)
+
+
+def test_retry_takes_failed_records_up_again_and_keeps_the_others(suite, tmp_path):
+    work(suite, tmp_path, Script({("acb", "latency"): 2}))
+    script = Script()
+    _, got = work(suite, tmp_path, script, retry=True)
+    assert got["acb", "latency", 0] is Status.OK
+    assert {tuple(cells) for _, cells, _ in script.performed} == {("acb",)}
+
+
+def test_what_is_unsupported_is_asked_once(suite, tmp_path):
+    script = Script(refuses={("dbb", "latency")})
+    run, got = work(suite, tmp_path, script)
+    assert {got["dbb", "latency", i] for i in range(4)} == {Status.UNSUPPORTED}
+    assert sum("dbb" in cells for _, cells, metrics in script.performed if metrics == ["latency"]) == 1
+    assert run.tally()["measured"] == 3
+
+
+def test_cells_of_an_absent_device_are_skipped_with_the_reason(suite, tmp_path):
+    script = Script()
+    run, got = work(suite, tmp_path, script, absent={"cpu": "no such thing"})
+    assert set(got.values()) == {Status.SKIPPED}
+    assert script.performed == []
+    assert run.tally() == {"skipped": 3}
+    assert all("no such thing" in record.reason for record in run.records())
+
+
+def test_a_process_that_ends_without_answers_is_an_error(suite, tmp_path):
+    class Mute(Script):
+        def perform(self, task, key, fingerprint, emit):
+            return None
+
+    _, got = work(suite, tmp_path, Mute())
+    assert got["conv", "params", 0] is Status.ERROR
+
+
+def test_a_death_before_anything_was_in_hand_ends_the_task(suite, tmp_path):
+    class StillBorn(Script):
+        def perform(self, task, key, fingerprint, emit):
+            self.performed.append(task)
+            return DIED
+
+    script = StillBorn()
+    _, got = work(suite, tmp_path, script)
+    assert got["conv", "macs", 0] is Status.KILLED
+    assert got["conv", "latency", 3] is Status.SKIPPED
+
+
+@pytest.mark.parametrize("damage", ['{"half": ', "[1, 2]", '{"version": 99}', "\x00\x00"])
+def test_a_damaged_line_is_passed_over_and_the_rest_is_read(suite, tmp_path, damage):
+    run, _ = work(suite, tmp_path, Script())
+    path = run.path / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[1:]]))  # and no newline at the end
+    assert len(run.records()) == len(lines)
+    assert run.damaged == 1
+    journal = Journal(path)
+    journal.append(next(r for r in read(path) if r))
+    journal.close()
+    assert sum(r is None for r in read(path)) == 1, "the line that was not ended is whole again"
+
+
+def test_another_fingerprint_or_suite_is_refused_in_the_same_directory(suite, suite_of, tmp_path):
+    work(suite, tmp_path, Script())
+    planned = plan(suite)
+
+    def meta(of, source):
+        return describe(of, Fingerprint(source, {}, {}), {}, suite_text="", suite_path="", overrides=())
+
+    with pytest.raises(HarnessError, match="source changed"):
+        choose(meta(planned, "t"), out=tmp_path / "run", new=False, retry=False)
+    other = plan(suite_of())
+    with pytest.raises(HarnessError, match="another suite"):
+        choose(meta(other, "s"), out=tmp_path / "run", new=False, retry=False)
+    run, resumed = choose(meta(other, "s"), out=tmp_path / "run", new=True, retry=False)
+    assert not resumed
+    assert len(list(tmp_path.glob("run-before-*"))) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(HarnessError, match="no run of harness"):
+        choose(meta(other, "s"), out=tmp_path / "mine", new=False, retry=False)
+
+
+def test_only_the_newest_unfinished_run_of_the_same_work_is_gone_on_with(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    meta = describe(plan(suite), Fingerprint("s", {}, {}), {}, suite_text="", suite_path="", overrides=())
+    first, resumed = choose(meta, out=None, new=False, retry=False)
+    assert not resumed
+    second, resumed = choose(meta, out=None, new=True, retry=False)
+    assert second.path != first.path
+    third, resumed = choose(meta, out=None, new=False, retry=False)
+    assert resumed
+    assert third.path == second.path
+    other = describe(plan(suite), Fingerprint("t", {}, {}), {}, suite_text="", suite_path="", overrides=())
+    _, resumed = choose(other, out=None, new=False, retry=False)
+    assert not resumed
+    assert open_run(first.path.parent).path.parent == first.path.parent
+
+
+def test_records_of_another_fingerprint_are_refused():
+    record = Record("t", TaskKind.CELL, "c", "params", 0, "one", Status.OK)
+    check_foreign([record], "one")
+    with pytest.raises(HarnessError, match="another fingerprint"):
+        check_foreign([record, replace(record, fingerprint="two")], "one")
