@@ -14,6 +14,7 @@ temporaries are ordinary tensors that die on return: real and fake steps allocat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,10 @@ POINTS = slice(1, -2)
 
 
 class Weights(NamedTuple):
-    """What a kernel is composed of (module docstring); `points_PO` (points, O, C/g) in the basis's order."""
+    """What a kernel is composed of: in the module docstring's order v, W0, W1, W2, D, P, B and the w_j.
+
+    Scales are (terms, O); points (O, C/g, 1, 1), in the order of the basis's last axis.
+    """
 
     scales: Tensor
     origin: Tensor
@@ -58,6 +62,12 @@ def plain(weights: Weights, groups: int) -> Tensor:
         kernel = kernel + scale * point * weights.basis[:, :, column].reshape(-1, 1, k, k)
     kernel = kernel + v[CHAIN] * algebra.chain(mixing(weights.first, groups), weights.second, groups)
     return kernel + v[SEPARABLE] * algebra.spread(weights.depthwise, weights.pointwise, groups, MULTIPLIER)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches autocast off where the device has it (meta has none, and says so by raising)."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def compose(weights: Weights, groups: int) -> Tensor:
@@ -149,7 +159,7 @@ def _backward(weights: Weights, groups: int, grad_OIHW: Tensor) -> Sequence[Tens
         d_first.reshape(weights.first.shape),
         d_second.view(c_out, k, k, -1).permute(0, 3, 1, 2),
         d_depthwise.view(weights.depthwise.shape),
-        d_pointwise.view(weights.pointwise.shape),
+        d_pointwise.reshape(weights.pointwise.shape),
         *d_points,
     ]
 
@@ -162,9 +172,7 @@ def _backward_separable(views: _Views, scale_O: Tensor, groups: int, g_OIK: Tens
     r_COM = torch.bmm(g_COK, views.depthwise.transpose(1, 2))
     d_scale = (r_COM * views.pointwise).view(groups, inputs, -1, MULTIPLIER).sum((1, 3)).view(c_out)
     d_depthwise = torch.bmm((views.pointwise * scale).transpose(1, 2), g_COK)
-    d_pointwise = r_COM.new_empty(groups, c_out // groups, inputs, MULTIPLIER)
-    r_GOIM = r_COM.view(groups, inputs, -1, MULTIPLIER).transpose(1, 2)
-    torch.mul(r_GOIM, scale_O.view(groups, -1, 1, 1), out=d_pointwise)
+    d_pointwise = r_COM.mul_(scale).view(groups, inputs, -1, MULTIPLIER).transpose(1, 2)
     return d_pointwise, d_depthwise, d_scale
 
 
@@ -182,7 +190,8 @@ class Composition(torch.autograd.Function):
         tensors: Sequence[Tensor] = ctx.saved_tensors
         weights = _weights(tensors)
         differentiate = _differentiable if torch.is_grad_enabled() else _backward
-        gradients = differentiate(weights, ctx.groups, grad_OIHW)
+        with no_autocast(grad_OIHW.device):  # a backward called inside autocast finds it switched on
+            gradients = differentiate(weights, ctx.groups, grad_OIHW)
         return (None, *gradients[:6], None, *gradients[6:])
 
 

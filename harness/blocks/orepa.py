@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,18 @@ from torch.nn import functional as F
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
-from harness.blocks.composition import CHAIN, MULTIPLIER, ORIGIN, POINTS, SEPARABLE, Weights, compose, mixing, plain
+from harness.blocks.composition import (
+    CHAIN,
+    MULTIPLIER,
+    ORIGIN,
+    POINTS,
+    SEPARABLE,
+    Weights,
+    compose,
+    mixing,
+    no_autocast,
+    plain,
+)
 
 PAPER = "Hu et al., Online Convolutional Re-parameterization, CVPR 2022, arXiv:2204.00826, section 3"
 WHERE = Annotated[
@@ -90,7 +100,7 @@ class LinearBranches(nn.Module):
 
     def kernel(self, *, fast: bool = True) -> Tensor:
         """W (O, C/g, k, k). Composed outside autocast: in bfloat16 it would be 1.6e-3 off before it is used."""
-        with _no_autocast(self.origin.device):
+        with no_autocast(self.origin.device):
             return (compose if fast else plain)(self.weights(), self.spec.groups)
 
     def online(self, x_NCHW: Tensor) -> Tensor:
@@ -162,9 +172,3 @@ def _scales(scaling: str, c_out: int, point: bool) -> nn.Parameter | None:
         return None
     first = torch.tensor([0.25, 0.25, 0.0, 1.0, 0.5, 0.5] if point else [0.25, 0.25, 0.0, 0.5, 0.5])
     return nn.Parameter(first[:, None].repeat(1, c_out if scaling == "vector" else 1))
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switches autocast off where the device has it (meta has none, and says so by raising)."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class LocalExecutor:
 
     def _start(self, order: Json, writer: Connection, output: Path) -> None:
         self._worker = self._context.Process(target=main, args=(order, writer, str(output)))
-        with _without_main():
+        with _without_main(), _uninterrupted():
             self._worker.start()
         writer.close()
 
@@ -145,13 +146,14 @@ class LocalExecutor:
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        if worker.is_alive():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # before its setsid the worker shares the server's group: kill it alone then
-                grouped = os.getpgid(worker.pid) == worker.pid
-                (os.killpg if grouped else os.kill)(worker.pid, signal.SIGKILL)
-        worker.join()
-        worker.close()
+        with _uninterrupted():
+            if worker.is_alive():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    # before its setsid the worker shares the server's group: kill it alone then
+                    grouped = os.getpgid(worker.pid) == worker.pid
+                    (os.killpg if grouped else os.kill)(worker.pid, signal.SIGKILL)
+            worker.join()
+            worker.close()
 
 
 def _tail(output: Path) -> str:
@@ -159,6 +161,24 @@ def _tail(output: Path) -> str:
         return output.read_text(errors="replace")[-TAIL:]
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off signals: one that came while a process is half started would leave it behind, unknown."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 @contextlib.contextmanager

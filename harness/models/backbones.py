@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -60,9 +61,12 @@ def _timm(name: str, num_classes: int, options: dict[str, Json]) -> nn.Module:
         raise unknown("backbone", name, names())
     create = partial(timm.create_model, name, pretrained=False, num_classes=num_classes, **options)
     sketch = build_on_meta(create)
+    model: nn.Module
     if "zero_init_last" in inspect.signature(type(sketch).__init__).parameters:
-        create = partial(create, **{"zero_init_last": False, **options})
-    model: nn.Module = create()
+        with contextlib.suppress(TypeError):  # a few families say it themselves, and not twice
+            model = create(**{"zero_init_last": False, **options})
+            return model
+    model = create()
     return model
 
 

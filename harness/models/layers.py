@@ -54,7 +54,9 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
 def without_norm(norm: nn.Module) -> nn.Module:
     """What remains of a batch norm once its arithmetic is elsewhere: timm's carry a dropout and an activation."""
     kept = OrderedDict((name, child) for name, child in norm.named_children() if not isinstance(child, nn.Identity))
-    return nn.Sequential(kept) if kept else nn.Identity()
+    remains = nn.Sequential(kept) if kept else nn.Identity()
+    remains.training = norm.training  # not train(): the children keep their own modes
+    return remains
 
 
 def has_own_reparameterization(module: nn.Module) -> bool:

@@ -61,8 +61,8 @@ def _take_scale(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         return
     precise = torch.promote_types(args[0].dtype, torch.float32)  # mps has no float64
     seen = args[0].to(precise).transpose(0, 1).flatten(1)  # one row per channel
-    # Channels of a fresh deep net hardly differ between images: dividing by so small a deviation would blow the
-    # difference, and with it every rounding error before, up by orders of magnitude in each layer.
-    spread = seen.var(dim=1, correction=0).clamp(min=float(seen.square().mean()) / 10)
+    # Never below the layer's mean square: the channels of a fresh deep net hardly differ between images, and
+    # dividing by so small a deviation would blow every rounding error before it up, anew in each layer.
+    spread = seen.var(dim=1, correction=0).clamp(min=float(seen.square().mean()))
     mean.copy_(seen.mean(dim=1) + mean.to(precise) * spread.sqrt())
     variance.copy_(variance.to(precise) * spread)

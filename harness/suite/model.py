@@ -53,9 +53,9 @@ def _as_where(value: Any) -> Variant:
 
 def as_seconds(value: Any) -> Any:
     """30, "30s", "10m", "2h" -> seconds."""
-    match = re.fullmatch(r"([0-9.]+)\s*([smh])", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh]?)", value) if isinstance(value, str) else None
     if match:
-        return float(match[1]) * PERIODS[match[2]]
+        return float(match[1]) * PERIODS[match[2] or "s"]
     if isinstance(value, str):
         raise ValueError(f"{value!r} is not a time; write seconds, or 30s, 10m, 2h")
     return value
@@ -63,7 +63,7 @@ def as_seconds(value: Any) -> Any:
 
 def as_bytes(value: Any) -> Any:
     """1024, "24GiB", "500 MB" -> bytes."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]i?B|B)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)", value) if isinstance(value, str) else None
     if match:
         return int(float(match[1]) * UNITS[match[2]])
     if isinstance(value, str):

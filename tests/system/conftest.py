@@ -86,16 +86,17 @@ def user(tmp_path: Path) -> Iterator[User]:
 
 
 @pytest.fixture
-def mutated(tmp_path: Path) -> Callable[[str, str, str], Path]:
-    """A copy of the source in which one file has one text replaced: the change whose effect is tested."""
+def mutated(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the source with (file, old text, new text) replaced: the change whose effect is tested."""
 
-    def make(file: str, old: str, new: str) -> Path:
+    def make(*changes: tuple[str, str, str]) -> Path:
         source = tmp_path / f"source-{uuid.uuid4().hex[:6]}"
         shutil.copytree(ROOT / "harness", source / "harness", ignore=shutil.ignore_patterns("__pycache__"))
-        path = source / "harness" / file
-        text = path.read_text()
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
-        path.write_text(text.replace(old, new))
+        for file, old, new in changes:
+            path = source / "harness" / file
+            text = path.read_text()
+            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+            path.write_text(text.replace(old, new))
         return source
 
     return make

@@ -56,7 +56,7 @@ def test_light_commands_start_fast():
     ("words", "says"),
     [
         (["run", "nowhere.yaml"], "there is no file"),
-        (["plan", "broken.yaml"], "broken.yaml:1:8"),
+        (["plan", "broken.yaml"], "broken.yaml:1:1"),
         (["run", "broken.yaml"], "no key"),
         (["run", "good.yaml", "--only", "kernel_size == 9"], "picks none"),
         (["run", "good.yaml", "--set", "batch_size"], "AXIS=VALUE"),

@@ -2,64 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from harness.store.run import open_run
+
+ROOT = Path(__file__).parents[2]
+
 SUITE = """
-axes: {block: [conv, acb, repvgg], backbone: layer, image_size: 14, batch_size: 2}
+axes: {block: [conv, acb, dbb, orepa, repvgg], backbone: layer, image_size: 14, batch_size: 2}
 metrics: [params, saved_memory, train_step]
 budget: {rounds: 3, seconds: 0.02, timeout: 6, memory: 1GiB}
 """
-
+FORWARD = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n"
 FATES = {
-    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-    "timeout": "import time; time.sleep(600)",
-    "error": "raise ValueError('no luck')",
-    "oom": "self.hoard = [torch.ones(64 * 2**20) for _ in range(64)]",
+    "acb": ("killed", "import os; print('my last words', flush=True); os.kill(os.getpid(), 9)"),
+    "dbb": ("timeout", "import time; time.sleep(600)"),
+    "orepa": ("error", "raise ValueError('no luck')"),
+    "repvgg": ("oom", "import torch; hoard = [torch.ones(64 * 2**20) for _ in range(64)]"),
 }
 
 
+def doomed(block, deed):
+    """A change of a block's source that lets `deed` happen whenever it is used."""
+    path = f"blocks/{block}.py"
+    lines = (ROOT / "harness" / path).read_text()
+    anchor = FORWARD if lines.count(FORWARD) == 1 else lines[lines.rindex(FORWARD) :].splitlines()[1] + "\n"
+    return path, anchor, f"{FORWARD}        {deed}\n" if anchor == FORWARD else f"        {deed}\n{anchor}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fate", FATES)
-def test_a_block_that_dies_costs_itself_alone(user, mutated, fate):
-    old = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n"
-    user.source = mutated("blocks/acb.py", old, f"{old}        import torch\n        {FATES[fate]}\n")
+def test_blocks_that_die_cost_themselves_alone(user, mutated):
+    """One run in which one block is killed, one hangs, one raises, one eats the memory, and one is well."""
+    user.source = mutated(*(doomed(block, deed) for block, (_, deed) in FATES.items()))
     done = user.run("run", user.suite(SUITE), "--out", "run")
     assert done.returncode == 3, done.stderr
-    records = user.records(user.home / "run")
-    acb = next(r["cell"] for r in records if r["metric"] == "train_step" and r["status"] == fate)
-    by_status = {(r["cell"] == acb, r["metric"], r["round"]): r["status"] for r in records}
-    assert by_status[True, "saved_memory", 0] == fate
-    assert by_status[True, "params", 0] == "ok" or fate != "oom"
-    # two strikes, then it is left out and costs no more time
-    assert [by_status[True, "train_step", i] for i in range(3)] == [fate, fate, "skipped"]
-    others = {status for (is_acb, _, _), status in by_status.items() if not is_acb}
-    assert others == {"ok", "partial"}
-    assert "1 failed" in done.stdout
-    assert len(records) == len({(r["task"], r["cell"], r["metric"]) for r in records})
-    shown = user.run("show", "run", acb)
-    assert fate in shown.stdout
-    if fate == "error":
-        assert "ValueError: no luck" in shown.stdout
-        assert "Traceback" in shown.stdout
-
-
-@pytest.mark.slow
-def test_what_a_dying_worker_said_is_kept(user, mutated):
-    old = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n"
-    cry = "import os; print('my last words', flush=True); os.abort()"
-    user.source = mutated("blocks/acb.py", old, f"{old}        {cry}\n")
-    user.run("run", user.suite(SUITE.replace("rounds: 3", "rounds: 1")), "--out", "run")
-    dead = [r for r in user.records(user.home / "run") if r["status"] == "killed"]
-    assert dead
-    assert all("my last words" in r["output"] and "SIGABRT" in r["reason"] for r in dead)
+    run = open_run(user.home / "run")
+    names = {id_: cell.block.name for id_, cell in run.planned_cells.items()}
+    records = run.records()
+    status = {(names[r.cell], r.metric, r.round): str(r.status) for r in records}
+    for block, (fate, _) in FATES.items():
+        assert status[block, "params", 0] == "ok"
+        assert status[block, "saved_memory", 0] == fate
+        # two strikes, then it is left out and costs no more time
+        assert [status[block, "train_step", i] for i in range(3)] == [fate, fate, "skipped"]
+    assert status["conv", "saved_memory", 0] == "ok"
+    assert [status["conv", "train_step", i] for i in range(3)] == ["partial", "partial", "ok"]
+    assert len(user.records(user.home / "run")) == len(records), "nothing was measured twice"
+    assert "1 cells measured (0 reused), 4 failed" in done.stdout
+    reasons = {names[r.cell]: r for r in records if r.status.failed}
+    assert "my last words" in reasons["acb"].output
+    assert "SIGKILL" in reasons["acb"].reason
+    assert "6 s" in reasons["dbb"].reason
+    shown = user.run("show", "run", next(id_ for id_, name in names.items() if name == "orepa")).stdout
+    assert "ValueError: no luck" in shown
+    assert "Traceback" in shown
 
 
 @pytest.mark.slow
 def test_failed_cells_can_be_tried_again(user, mutated):
-    old = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n"
     flaky = "import os\n        if not os.path.exists('mended'): raise OSError('broken for now')"
-    user.source = mutated("blocks/acb.py", old, f"{old}        {flaky}\n")
-    suite = user.suite(SUITE)
+    user.source = mutated(doomed("acb", flaky))
+    suite = user.suite(SUITE.replace("dbb, orepa, repvgg", "repvgg").replace("rounds: 3", "rounds: 2"))
     assert user.run("run", suite, "--out", "run").returncode == 3
     (user.home / "mended").touch()
     assert user.run("run", suite, "--out", "run").returncode == 3, "without --retry nothing is repeated"

@@ -79,7 +79,7 @@ def test_an_unfinished_run_is_gone_on_with_unless_new(user):
 def test_changed_code_is_another_run(user, mutated):
     suite = user.suite(SUITE.replace("12", "1"))
     assert user.run("run", suite, "--out", "run").returncode == 0
-    user.source = mutated("blocks/acb.py", "from __future__", "# a changed line\nfrom __future__")
+    user.source = mutated(("blocks/acb.py", "from __future__", "# a changed line\nfrom __future__"))
     refused = user.run("run", suite, "--out", "run")
     assert refused.returncode == 2
     assert "source changed" in refused.stderr

@@ -102,9 +102,14 @@ def test_options_hold_while_configured_and_no_longer(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
     before = torch.backends.cudnn.benchmark
-    with pytest.raises(KeyError), device.configured():
-        assert torch.backends.cudnn.benchmark
-        raise KeyError
+
+    def fail_inside():
+        with device.configured():
+            assert torch.backends.cudnn.benchmark
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert torch.backends.cudnn.benchmark == before
     assert current == [1, 0]
 

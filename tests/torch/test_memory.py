@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from harness import blocks
 from harness.memory import (
     StorageTracker,
     build_on_meta,
@@ -56,6 +57,19 @@ def test_conv_and_batch_norm_keep_two_maps():
     x = torch.randn(2, 8, 10, 10)
     statistics = 2 * 8 * 4  # the batch's mean and inverse deviation
     assert saved_bytes(block, x) == 2 * x.nbytes + statistics
+
+
+@pytest.mark.parametrize(
+    ("block", "maps"),
+    [("conv", 2.00), ("repvgg", 3.00), ("acb", 4.00), ("dbb", 9.15), ("orepa", 2.17), ("orepa_vgg", 3.15)],
+)
+def test_blocks_keep_as_many_maps_as_the_authors_code(block, maps):
+    x = torch.randn(8, 64, 56, 56)
+    kept = saved_bytes(blocks.create(block, 64, 64), x) / x.nbytes
+    if block.startswith("orepa"):  # the part beyond the whole maps depends on how the kernel is composed
+        assert int(maps) <= kept <= maps
+    else:
+        assert kept == pytest.approx(maps, abs=0.005)
 
 
 def test_counting_leaves_the_mode_as_it_was():

@@ -26,19 +26,20 @@ def relative_error(model, x):
     return float((got - wanted).abs().max() / wanted.abs().max()), fused
 
 
-@pytest.mark.parametrize("block", FUSABLE)
-@pytest.mark.parametrize(
-    ("backbone", "where"),
-    [
-        ("resnet18", None),
-        ("mobilenetv2_050", None),
-        ("convnext_tiny", 7),
-        ("plain_a0", "repvgg-paper"),
-        ("layer", None),
-        pytest.param("resnet50", None, marks=pytest.mark.slow),
-        pytest.param("mobilenetv2_100", None, marks=pytest.mark.slow),
-    ],
-)
+SMALL = [
+    ("resnet18", None),
+    ("mobilenetv2_050", None),
+    ("convnext_tiny", 7),
+    ("plain_a0", "repvgg-paper"),
+    ("layer", None),
+]
+LARGE = [("resnet50", None), ("mobilenetv2_100", None)]
+CASES = [(*case, block) for case in SMALL for block in FUSABLE] + [
+    pytest.param(*case, block, marks=pytest.mark.slow) for case in LARGE for block in ("repvgg", "dbb")
+]
+
+
+@pytest.mark.parametrize(("backbone", "where", "block"), CASES)
 def test_a_fused_model_computes_what_the_swapped_model_computes(backbone, where, block):
     size = {"c_in": 8, "c_out": 8} if backbone == "layer" else {}
     model = swap(build(backbone, num_classes=10, **size), block, where=where)
@@ -54,7 +55,9 @@ def test_timms_own_networks_fold_natively(name, norms_left):
     error, fused = relative_error(swap(build(name, num_classes=10), "native"), torch.randn(2, 3, 64, 64))
     assert error < 1e-10
     assert sum(isinstance(module, _BatchNorm) for module in fused.modules()) <= norms_left
-    stray = [key for module in fused.modules() for key, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    stray = [
+        key for module in fused.modules() for key, value in vars(module).items() if isinstance(value, torch.Tensor)
+    ]
     assert not stray
 
 
@@ -66,7 +69,9 @@ def test_a_plain_network_folds_its_batch_norms_and_keeps_timms_activations():
 
 
 def test_a_batch_norm_without_affine_parameters_and_a_biased_convolution_fold():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"), nn.BatchNorm2d(4, affine=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"), nn.BatchNorm2d(4, affine=False)
+    )
     assert relative_error(model, torch.randn(2, 3, 9, 9))[0] < 1e-12
 
 
