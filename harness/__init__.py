@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.api import run
+    from harness.models.fuse import fuse
+    from harness.models.swap import swap
     from harness.planning import plan
     from harness.store.run import open_run
     from harness.suite import load_suite
-    from harness.models import fuse, swap
 
 __all__ = ["fuse", "load_suite", "open_run", "plan", "run", "swap"]
 
@@ -26,8 +27,8 @@ _HOMES = {
     "plan": "harness.planning",
     "run": "harness.api",
     "open_run": "harness.store.run",
-    "swap": "harness.models",
-    "fuse": "harness.models",
+    "swap": "harness.models.swap",
+    "fuse": "harness.models.fuse",
 }
 
 

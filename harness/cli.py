@@ -71,8 +71,12 @@ def run(
     only: Only = None,
     set_: Set = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in place of the suite's.")] = None,
-    max_time: Annotated[str | None, typer.Option(help="Stop after this long, as 30m; the same command goes on.")] = None,
-    executor: Annotated[ExecutorName, typer.Option(help="inline: in this process, for a debugger.")] = ExecutorName.LOCAL,
+    max_time: Annotated[
+        str | None, typer.Option(help="Stop after this long, as 30m; the same command goes on.")
+    ] = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="inline: in this process, for a debugger.")
+    ] = ExecutorName.LOCAL,
     retry: Annotated[Retry | None, typer.Option(help="Measure failed cells again.")] = None,
 ) -> None:
     """Measure every cell of a suite; go on where an unfinished run of it stopped."""
@@ -182,9 +186,7 @@ def schema() -> None:
     print(schema_text(), end="")
 
 
-def _planned(
-    path: Path, set_: list[str] | None, only: str | None, rounds: int | None
-) -> tuple[Plan, list[str]]:
+def _planned(path: Path, set_: list[str] | None, only: str | None, rounds: int | None) -> tuple[Plan, list[str]]:
     """The plan of a suite with the command line's changes, and those of them that a repetition needs."""
     from harness.planning import plan as make
     from harness.suite import load_suite

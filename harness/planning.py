@@ -19,7 +19,6 @@ from harness.errors import HarnessError, SuiteError
 from harness.records import Budget, Cell, Task, TaskKind, Variant, digest
 from harness.suite import WHOLE, Axes, Expression, Part, Suite, where_value
 
-
 MATRIX = tuple(Axes.model_fields)
 
 
@@ -112,7 +111,9 @@ def _points(part: Part, name: str) -> Iterator[Cell]:
     bundles.sort(key=lambda names: min(MATRIX.index(axis) for axis in names))
     choices = [list(zip(*(axes[axis] for axis in names), strict=True)) for names in bundles]
     for chosen in product(*choices):
-        pairs = [pair for names, values in zip(bundles, chosen, strict=True) for pair in zip(names, values, strict=True)]
+        pairs = [
+            pair for names, values in zip(bundles, chosen, strict=True) for pair in zip(names, values, strict=True)
+        ]
         yield _cell({**dict(pairs), "part": name})
 
 

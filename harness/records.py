@@ -127,7 +127,8 @@ class Cell:
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
-        return cls(**{k: Variant.from_json(v) if k in VARIANT_AXES else v for k, v in value.items()})
+        point: dict[str, Any] = {k: Variant.from_json(v) if k in VARIANT_AXES else v for k, v in value.items()}
+        return cls(**point)
 
     def axes(self) -> dict[str, str | int | None]:
         """Every axis as one printable value, as the columns of a frame want it."""

@@ -75,7 +75,9 @@ def plan_json(plan: Plan) -> str:
         "cells": {cell.id: cell.to_json() for cell in plan.cells},
         "groups": groups,
         "excluded": [{"cell": e.cell.to_json(), "reason": e.reason} for e in plan.excluded],
-        "tasks": [{"key": t.key, "kind": t.kind, "round": t.round, "cells": [c.id for c in t.cells]} for t in plan.tasks],
+        "tasks": [
+            {"key": t.key, "kind": t.kind, "round": t.round, "cells": [c.id for c in t.cells]} for t in plan.tasks
+        ],
         "seconds_at_least": seconds_at_least(plan.tasks),
     }
     return json.dumps(value, indent=1)
@@ -117,7 +119,14 @@ def _word(value: Json) -> str:
 
 def _block_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
     rows = [
-        [name, b["family"], "yes" if b["fusable"] else "no", ", ".join(b["evaluations"]), _options(b["options"]), b["paper"]]
+        [
+            name,
+            b["family"],
+            "yes" if b["fusable"] else "no",
+            ", ".join(b["evaluations"]),
+            _options(b["options"]),
+            b["paper"],
+        ]
         for name, b in sorted(table.items())
     ]
     return rows, ["block", "family", "fusable", "evaluations", "options (default)", "paper"]
@@ -126,7 +135,9 @@ def _block_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
 def _backbone_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
     rows = []
     for name, b in table.items():
-        kernels = ", ".join(f"{k}x{k}: {count}" for k, count in sorted(b["kernels"].items(), key=lambda item: int(item[0])))
+        kernels = ", ".join(
+            f"{k}x{k}: {count}" for k, count in sorted(b["kernels"].items(), key=lambda item: int(item[0]))
+        )
         rows.append([name, b["source"], kernels, "yes" if b["native"] else ""])
     return rows, ["backbone", "source", "convolutions that can be replaced", "native"]
 

@@ -117,7 +117,9 @@ class LocalExecutor:
             peak = max(peak, self._resident())
             if memory is not None and peak > memory:
                 self._kill()
-                return Death(Status.OOM, f"the task held {peak >> 20} MiB, its limit is {memory >> 20} MiB", _tail(output))
+                return Death(
+                    Status.OOM, f"the task held {peak >> 20} MiB, its limit is {memory >> 20} MiB", _tail(output)
+                )
             if time.monotonic() > deadline:
                 self._kill()
                 return Death(Status.TIMEOUT, f"the task took longer than {timeout:g} s", _tail(output))

@@ -39,10 +39,10 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     if subject.is_layer:
         raise Unsupported("a single layer has no classes", remedy="measure accuracy on a backbone")
     data = DATASETS[subject.cell.dataset.name]()
-    place = {"device": subject.device.torch_device, "dtype": subject.dtype}
-    train_x = as_images(data.train.images_NCHW[:train_images], image_size).to(**place)
-    test_x = as_images(data.test.images_NCHW, image_size).to(**place)
-    train_y, test_y = data.train.labels_N[:train_images].to(place["device"]), data.test.labels_N
+    device, dtype = subject.device.torch_device, subject.dtype
+    train_x = as_images(data.train.images_NCHW[:train_images], image_size).to(device, dtype)
+    test_x = as_images(data.test.images_NCHW, image_size).to(device, dtype)
+    train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
     losses = list(_train(subject, model, train_x, train_y, epochs, batch_size))
     trained = _predictions(model.eval(), test_x)
@@ -85,4 +85,4 @@ def _rate(step: int, total: int) -> float:
 
 @torch.inference_mode()
 def _predictions(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(1).cpu() for part in images.split(250)])
+    return torch.cat([model(part).argmax(1).cpu() for part in torch.split(images, 250)])

@@ -60,4 +60,4 @@ def _forward_macs(subject: Subject, model: nn.Module, batch: int) -> int:
     x = torch.empty(batch, channels, cell.image_size, cell.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

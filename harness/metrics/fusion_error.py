@@ -40,9 +40,10 @@ def fusion_error(subject: Subject) -> Iterable[Reading]:
     The first two are of the model's output; rim and interior are of single layers, the worst of them, each layer
     fed with what it saw in the train form.
     """
-    model = subject.bare_model().to(torch.float64 if subject.dtype == torch.float64 else torch.float32).eval()
-    randomize_statistics(model, subject.seed)
+    trained_in = torch.float64 if subject.dtype == torch.float64 else torch.float32
+    model = subject.bare_model().to(trained_in).eval()
     x = subject.input(min(subject.cell.batch_size, LARGEST_BATCH)).cpu()
+    randomize_statistics(model, subject.seed, x.to(trained_in))
     fused = subject.placed(fuse(model)).eval()
     exact = deepcopy(model).double().eval()
     inputs = _inputs_of_blocks(exact, x.double())
@@ -55,18 +56,20 @@ def fusion_error(subject: Subject) -> Iterable[Reading]:
 
 def relative_l2(got: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over the norm of what was wanted; 0 when both are empty or zero."""
-    difference, size = (got - wanted).norm().item(), wanted.norm().item()
+    difference, size = float((got - wanted).norm()), float(wanted.norm())
     return difference / size if size else difference
 
 
 def rim_mask(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
     """True at the outputs (H, W) whose window reaches into the padding."""
-    masks = []
-    for axis in (0, 1):
-        k, s, d, p = (value[axis] for value in (conv.kernel_size, conv.stride, conv.dilation, conv.padding))
-        first = torch.arange(y.shape[2 + axis]) * s - int(p)
-        masks.append((first < 0) | (first + d * (k - 1) >= x.shape[2 + axis]))
-    return masks[0][:, None] | masks[1][None, :]
+    rows, columns = (_reaches_out(conv, axis, x.shape[2 + axis], y.shape[2 + axis]) for axis in (0, 1))
+    return rows[:, None] | columns[None, :]
+
+
+def _reaches_out(conv: nn.Conv2d, axis: int, size: int, outputs: int) -> Tensor:
+    """For each output along one axis, whether its window begins before or ends after the map."""
+    first = torch.arange(outputs) * conv.stride[axis] - int(conv.padding[axis])
+    return (first < 0) | (first + conv.dilation[axis] * (conv.kernel_size[axis] - 1) >= size)
 
 
 def _run(module: nn.Module, x: Tensor, subject: Subject) -> Tensor:
@@ -86,9 +89,7 @@ def _inputs_of_blocks(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return seen
 
 
-def _by_layer(
-    subject: Subject, exact: nn.Module, fused: nn.Module, inputs: dict[str, Tensor]
-) -> Iterable[Reading]:
+def _by_layer(subject: Subject, exact: nn.Module, fused: nn.Module, inputs: dict[str, Tensor]) -> Iterable[Reading]:
     errors: dict[str, dict[str, float]] = {"rim": {}, "interior": {}}
     for name, x in inputs.items():
         block, conv = exact.get_submodule(name), fused.get_submodule(name)

@@ -72,7 +72,7 @@ class Subject:
 
     def placed(self, model: nn.Module) -> nn.Module:
         """`model` on the cell's device, in its dtype and memory format."""
-        return model.to(self.device.torch_device, self.dtype).to(memory_format=FORMATS[self.cell.memory_format])  # type: ignore[call-overload, no-any-return]
+        return model.to(self.device.torch_device, self.dtype).to(memory_format=FORMATS[self.cell.memory_format])
 
     def model(self, form: str = "train", classes: int = CLASSES) -> nn.Module:
         """A new model: the train form in train mode, or the fused form in eval mode."""

@@ -87,9 +87,7 @@ class _Names:
         labels = [v.label if isinstance(v, Variant) else v for v in values]
         for i, label in enumerate(labels):
             if label in labels[:i]:
-                raise self.fail(
-                    f"{label!r} stands twice on the axis {axis}", "keep one of them", ("axes", axis, i)
-                )
+                raise self.fail(f"{label!r} stands twice on the axis {axis}", "keep one of them", ("axes", axis, i))
 
     def _variants(self, axis: str, values: list[Variant], options_of: Any) -> None:
         for i, variant in enumerate(values):
@@ -178,9 +176,7 @@ class _Names:
                 lengths[name] = len(getattr(self.part.axes, name) or [None])
             if len(set(lengths.values())) > 1:
                 counts = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-                raise self.fail(
-                    f"zipped axes differ in length: {counts}", "give them equally many values", ("zip", i)
-                )
+                raise self.fail(f"zipped axes differ in length: {counts}", "give them equally many values", ("zip", i))
 
 
 def where_value(variant: Variant) -> Any:

@@ -92,7 +92,9 @@ class Source:
         if depth > DEEPEST:
             raise self._at(node, "this is nested too deeply", "suites need a few levels; write aliases out")
         if node.tag not in PLAIN_TAGS:
-            raise self._at(node, f"{self._text(node)!r} has a type that suites do not use ({_short(node.tag)})", "quote it")
+            raise self._at(
+                node, f"{self._text(node)!r} has a type that suites do not use ({_short(node.tag)})", "quote it"
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -134,7 +136,7 @@ class Source:
 
 
 def _scalar(node: Any) -> Any:
-    return yaml.SafeLoader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return yaml.SafeLoader("").construct_object(node, deep=True)
 
 
 def _short(tag: str) -> str:

@@ -24,7 +24,7 @@ ROUNDS = {"orepa": 10, "dbb": 6}
 """Fewer for dbb: it was seen at 2.9, far from its limit, and its steps are long."""
 
 SECONDS = 30.0
-"""Enough for all rounds on two idle cores; beyond it the machine is too busy to be worth more."""
+"""Enough for all rounds on two idle cores, and as much again: beyond it the machine is too busy to be worth more."""
 
 OTHERS = 0.15
 """Share of the processors' time that others may take before a ratio above its limit says nothing. Two threads that
@@ -86,6 +86,12 @@ def stepper(block: str) -> Callable[[], float]:
     return step
 
 
+def ratio_of_minima(pairs: list[tuple[float, float]]) -> float:
+    """The block's shortest step over the plain one's."""
+    plains, others = zip(*pairs, strict=True)
+    return min(others) / min(plains)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", LIMITS)
 @pytest.mark.usefixtures("two_threads")
@@ -96,13 +102,14 @@ def test_a_training_step_of_resnet18_costs_no_more_than_its_limit(block: str, be
 
     def take_turns() -> None:
         end = time.perf_counter() + SECONDS
-        while len(pairs) < ROUNDS[block] and time.perf_counter() < end:
+        while time.perf_counter() < end and (len(pairs) < ROUNDS[block] or ratio_of_minima(pairs) > LIMITS[block]):
             pairs.append((plain(), other()))
 
-    # Turns inside one process, minimum over minimum: other load lengthens steps, nothing shortens them.
+    # Turns inside one process, minimum over minimum: other load lengthens steps, nothing shortens them. A ratio above
+    # its limit gets more turns, in case no moment was quiet: 1.4 has been seen as 1.6 after ten of them.
     benchmark.pedantic(take_turns)
     plains, others = zip(*pairs, strict=True)
-    ratio, taken = min(others) / min(plains), neighbours.share()
+    ratio, taken = ratio_of_minima(pairs), neighbours.share()
     benchmark.extra_info.update(
         ratio_of_minima=ratio,
         median_ratio=statistics.median(b / a for a, b in pairs),

@@ -31,9 +31,7 @@ def test_cells_of_a_group_differ_only_in_the_compared_axis(suite_of):
 def test_another_axis_can_be_compared(suite_of):
     planned = plan(suite_of(more="compare: {axis: kernel_size, reference: 5}"))
     assert [len(group.cells) for group in planned.groups] == [2, 2, 2]
-    assert all(
-        cell.kernel_size == 5 for group in planned.groups for cell in group.cells if cell.id == group.reference
-    )
+    assert all(cell.kernel_size == 5 for group in planned.groups for cell in group.cells if cell.id == group.reference)
 
 
 def test_zipped_axes_go_together(suite_of):
@@ -109,7 +107,9 @@ def test_rounds_visit_all_groups_and_rotate_who_starts(suite_of):
 
 
 def test_every_metric_is_owed_once_per_cell_and_round(suite_of):
-    planned = plan(suite_of("axes: {block: [conv, acb], backbone: resnet18}\nmetrics: [params, macs, latency, accuracy]"))
+    planned = plan(
+        suite_of("axes: {block: [conv, acb], backbone: resnet18}\nmetrics: [params, macs, latency, accuracy]")
+    )
     owed = [(task.kind, task.round, pair) for task in planned.tasks for pair in task.expects()]
     assert len(owed) == len(set(owed)) == 2 * (2 + 10 + 1)
     assert len({task.key for task in planned.tasks}) == len(planned.tasks)
@@ -149,7 +149,9 @@ def test_expressions_answer(suite_of, text, count):
     assert sum(map(Expression(text).holds, plan(suite_of()).cells)) == count
 
 
-@pytest.mark.parametrize("text", ["", "block.__class__()", "lambda: 0", "[c for c in block]", "f'{block}'", "x == 1", "a.b.c"])
+@pytest.mark.parametrize(
+    "text", ["", "block.__class__()", "lambda: 0", "[c for c in block]", "f'{block}'", "x == 1", "a.b.c"]
+)
 def test_expressions_refuse_everything_else(text):
     with pytest.raises(HarnessError):
         Expression(text)

@@ -11,10 +11,9 @@ from harness.errors import HarnessError
 from harness.execution.local import Death
 from harness.execution.session import Session, check_foreign
 from harness.planning import plan
-from harness.records import Reading, Record, Status, TaskKind
+from harness.records import Fingerprint, Reading, Record, Status, TaskKind
 from harness.store.directory import choose, describe
 from harness.store.journal import Journal, read
-from harness.records import Fingerprint
 from harness.store.run import open_run
 
 DIED = Death(Status.KILLED, "the worker was ended by SIGKILL", "last words")
@@ -43,7 +42,13 @@ class Script:
                 refused = (cell.block.name, metric.name) in self.refuses
                 status = Status.UNSUPPORTED if refused else Status.OK
                 readings = () if refused else (Reading(metric.name, "train", "s", (1.0,)),)
-                emit({"record": Record(key, task.kind, cell.id, metric.name, task.round, fingerprint, status, readings).to_json()})
+                emit(
+                    {
+                        "record": Record(
+                            key, task.kind, cell.id, metric.name, task.round, fingerprint, status, readings
+                        ).to_json()
+                    }
+                )
         return None
 
 

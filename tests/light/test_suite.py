@@ -68,7 +68,12 @@ def test_defaults_are_those_of_the_design(suite_of):
             "'dbb'",
             "conv",
         ),
-        ("axes: {block: conv, backbone: layer}\nmetrics: params\nzip: [[block, image_size, x]]", 3, "axis that is still free", "threads"),
+        (
+            "axes: {block: conv, backbone: layer}\nmetrics: params\nzip: [[block, image_size, x]]",
+            3,
+            "axis that is still free",
+            "threads",
+        ),
         (
             "axes: {block: [conv, acb], backbone: layer}\nmetrics: params\nzip: [[block, image_size]]",
             3,
@@ -77,7 +82,12 @@ def test_defaults_are_those_of_the_design(suite_of):
         ),
         ("axes: {block: conv, backbone: layer}\nmetrics: params\nexclude: 'block = 1'", 3, "not an expression", "=="),
         ("axes: {block: conv, backbone: layer}\nmetrics: params\nexclude: 'block == conv'", 3, "'conv'", "quotes"),
-        ("axes: {block: conv, backbone: layer}\nmetrics: params\nexclude: '__import__(\"os\")'", 3, "expressions", "=="),
+        (
+            "axes: {block: conv, backbone: layer}\nmetrics: params\nexclude: '__import__(\"os\")'",
+            3,
+            "expressions",
+            "==",
+        ),
         ("axes: {block: conv, backbone: layer, block: dbb}\nmetrics: params", 1, "second time", "keep one"),
         ("axes: {block: conv, backbone: layer}\nmetrics: params\nbudget: {seconds: 1e-3}", 3, "as text", "0.001"),
         ("axes: {block: on, backbone: layer}\nmetrics: params", 1, "YAML reads on as True", "quote"),
@@ -122,7 +132,9 @@ def test_overrides_take_the_place_of_axes(suite_of):
     assert [v.label for v in axes.block] == ["conv", "orepa(reparam=offline)"]
 
 
-@pytest.mark.parametrize(("override", "says"), [("kernel=3", "kernel_size"), ("threads", "AXIS=VALUE"), ("dtype=x", "float")])
+@pytest.mark.parametrize(
+    ("override", "says"), [("kernel=3", "kernel_size"), ("threads", "AXIS=VALUE"), ("dtype=x", "float")]
+)
 def test_a_wrong_override_is_refused(suite_of, override, says):
     with pytest.raises(HarnessError) as caught:
         suite_of(overrides=(override,))

@@ -23,7 +23,16 @@ def test_the_index_is_current():
 
 @pytest.mark.parametrize(
     "name",
-    ["plain_a0", "plain_b0", "resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny", "repvgg_a0"],
+    [
+        "plain_a0",
+        "plain_b0",
+        "resnet18",
+        "resnet50",
+        "mobilenetv2_100",
+        "mobilenetv2_050",
+        "convnext_tiny",
+        "repvgg_a0",
+    ],
 )
 def test_a_backbone_is_described_as_it_is(name):
     assert catalog.backbones()[name] == indexing.backbone_entry(name), f"{REMEDY} --backbones"

@@ -191,7 +191,9 @@ def test_the_rim_is_where_windows_reach_into_the_padding():
 def test_a_backbones_layers_are_looked_at_one_by_one():
     got = read("fusion_error", replace(RESNET18, block=Variant("repvgg"), image_size=32, batch_size=2))
     assert 0 < got["fusion_error_rim", "fused"] < 5e-6
-    native = read("fusion_error", replace(RESNET18, backbone=Variant("repvgg_a0"), block=Variant("native"), image_size=32))
+    native = read(
+        "fusion_error", replace(RESNET18, backbone=Variant("repvgg_a0"), block=Variant("native"), image_size=32)
+    )
     assert set(native) == {("fusion_error", "fused"), ("fusion_error_max", "fused")}
     assert native["fusion_error", "fused"] < 5e-6
 
@@ -201,7 +203,9 @@ QUICK = {"epochs": 1, "batch_size": 50, "image_size": 16, "train_images": 1000}
 
 @pytest.mark.slow
 def test_accuracy_learns_digits_and_folding_changes_little():
-    cell = replace(RESNET18, backbone=Variant("resnet10t"), block=Variant("orepa"), optimizer=Variant("sgd", {"lr": 0.05}))
+    cell = replace(
+        RESNET18, backbone=Variant("resnet10t"), block=Variant("orepa"), optimizer=Variant("sgd", {"lr": 0.05})
+    )
     got = read("accuracy", cell, **QUICK)
     again = read("accuracy", cell, **QUICK)
     assert got == again, "the same seed gives the same training"
