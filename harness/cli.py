@@ -74,9 +74,7 @@ def run(
     max_time: Annotated[
         str | None, typer.Option(help="Stop after this long, as 30m; the same command goes on.")
     ] = None,
-    executor: Annotated[
-        ExecutorName, typer.Option(help="inline: in this process, for a debugger.")
-    ] = ExecutorName.LOCAL,
+    executor: Annotated[ExecutorName, typer.Option(help="inline: in this process.")] = ExecutorName.LOCAL,
     retry: Annotated[Retry | None, typer.Option(help="Measure failed cells again.")] = None,
 ) -> None:
     """Measure every cell of a suite; go on where an unfinished run of it stopped."""

@@ -1,4 +1,4 @@
-"""Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset or timm version has come or changed.
+"""Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset or timm version has changed.
 
 `index.json` takes seconds; `backbones.json` builds every timm model on meta and takes minutes, so it is only made with
 ``--backbones``.

@@ -199,7 +199,7 @@ def test_another_fingerprint_or_suite_is_refused_in_the_same_directory(suite, su
     other = plan(suite_of())
     with pytest.raises(HarnessError, match="another suite"):
         choose(meta(other, "s"), out=tmp_path / "run", new=False, retry=False)
-    run, resumed = choose(meta(other, "s"), out=tmp_path / "run", new=True, retry=False)
+    _, resumed = choose(meta(other, "s"), out=tmp_path / "run", new=True, retry=False)
     assert not resumed
     assert len(list(tmp_path.glob("run-before-*"))) == 1
     (tmp_path / "mine").mkdir()

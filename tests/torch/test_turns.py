@@ -65,7 +65,7 @@ def test_the_order_is_there_and_back_again():
 
 
 def test_samples_are_seconds_per_step_and_fill_the_share():
-    clock, seats = table({"a": 0.05}, seconds=1.0)
+    _, seats = table({"a": 0.05}, seconds=1.0)
     take_turns(seats, Budget(), never, lambda seat: None)
     reading = seats[0].reading()
     assert set(reading.values) == {0.05}
@@ -75,7 +75,7 @@ def test_samples_are_seconds_per_step_and_fill_the_share():
 
 
 def test_fast_steps_are_timed_in_batches_and_slow_ones_at_least_once_a_visit():
-    clock, seats = table({"fast": 1e-5, "slow": 3.0}, seconds=0.1)
+    _, seats = table({"fast": 1e-5, "slow": 3.0}, seconds=0.1)
     take_turns(seats, Budget(), never, lambda seat: None)
     fast, slow = (seat.reading() for seat in seats)
     assert fast.facts["repeats"] == round(SHORTEST_SAMPLE / 1e-5)
@@ -98,7 +98,7 @@ def test_warm_up_goes_on_until_the_time_settles():
 @pytest.mark.parametrize("fails_at", [1, 4, 12])
 def test_a_step_that_raises_is_left_out_and_the_others_go_on(fails_at):
     bad = Work("b", fails_at)
-    clock, seats = table({"a": 0.1, "b": 0.1, "c": 0.1}, b=bad)
+    _, seats = table({"a": 0.1, "b": 0.1, "c": 0.1}, b=bad)
     failures, begun = [], []
     alive = take_turns(seats, Budget(), lambda seat, problem: failures.append((seat, str(problem))), begun.append)
     assert failures == [(seats[1], "b broke")]
