@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "mlxtend")
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
 
-MACHINE_FACTS = ("model", "capability", "driver", "memory_bytes")
+MACHINE_FACTS = ("model", "capability", "driver")
 """What of a device's facts tells one machine from another."""
 
 
@@ -49,6 +49,8 @@ def fingerprint(probe: Json) -> Fingerprint:
     for name, device in sorted(probe["devices"].items()):
         facts = device.get("facts") or {}
         machine[name] = {key: facts[key] for key in MACHINE_FACTS if facts.get(key) is not None}
+        # whole GiB: what a kernel keeps for itself differs a little from boot to boot
+        machine[name]["memory_gib"] = round(facts["memory_bytes"] / 2**30) if facts.get("memory_bytes") else None
     return Fingerprint(source_digest(), versions(), machine)
 
 

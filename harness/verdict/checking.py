@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
 from harness.records import Json, Kind
-from harness.verdict.baseline import Kept, kept_in, machine_of, readings_of
+from harness.verdict.baseline import Kept, Spread, kept_in, machine_of, readings_of
 from harness.verdict.labels import axes_of, describe, varying
 from harness.verdict.rules import (
     ACCURACY_THRESHOLD,
@@ -119,6 +120,7 @@ class _Judge:
         self.same_machine = dict(self.fingerprint.machine) == dict(run.fingerprint.machine)
         records = run.records()
         self.unmeasured, self.failed = unmeasured(records), failures(records)
+        self.drifts: dict[Key, float] = {}
 
     def gate(self, kept: Kept) -> Gate:
         return Gate.of(self.run.gates, kept.metric)
@@ -139,7 +141,7 @@ class _Judge:
     def _row(self, kept: Kept, verdict: Verdict, reason: str = "") -> Row:
         here = kept.cell in self.cells.index
         axes = axes_of(self.cells, kept.cell) if here else self.baseline["cells"][kept.cell]["axes"]
-        compared = str(self.cells["compared"].iloc[0]) if len(self.cells) else "block"
+        compared = str(self.cells.at[kept.cell, "compared"]) if here else "block"
         label = ", ".join(part for part in (str(axes["block"]), describe(_only(axes, self.vary - {"block"}))) if part)
         return Row(
             kept.cell, label, describe(axes, self.vary, compared), kept.metric, kept.form, verdict,
@@ -181,6 +183,7 @@ class _Judge:
 
     def sampled(self, pairs: list[tuple[Kept, Kept]]) -> list[Row]:
         """All sampled readings; those that cannot be compared are judged apart, for advice only."""
+        self.drifts = _drifts(pairs)
         held = [pair for pair in pairs if not self._incomparable(*pair)]
         apart = [pair for pair in pairs if self._incomparable(*pair)]
         rows = []
@@ -237,8 +240,30 @@ class _Judge:
             threshold = max(threshold, floor / before.value)
         # the wide threshold of an absolute time is itself the allowance for another day
         between = BETWEEN_RUNS if timed and relative else 0.0
-        sides = (before.ratio, now.ratio) if relative else (before.absolute, now.absolute)
-        return Sampled(*sides, now.better, threshold, between)
+        if relative:
+            return Sampled(before.ratio, now.ratio, now.better, threshold, between)
+        return Sampled(before.absolute, self._undrifted(before, now), now.better, threshold, between)
+
+    def _undrifted(self, before: Kept, now: Kept) -> Spread:
+        """A reference's logs without the slowness that its whole group shares.
+
+        When all variants take longer than before, the machine was busy; when the reference alone does, its
+        code is slower, and without this row the others would pass as improved.
+        """
+        mean, sd, n = now.absolute
+        drift = self.drifts.get(now.key, 0.0)
+        shared = min(max(drift, 0.0), max(mean - before.absolute[0], 0.0))
+        return mean - shared, sd, n
+
+
+def _drifts(pairs: list[tuple[Kept, Kept]]) -> dict[Key, float]:
+    """By reference cell, metric and form: the median change of the log time of all that is held against it."""
+    changes: dict[Key, list[float]] = {}
+    for before, now in pairs:
+        if is_timed(now.unit) and now.reference is not None and now.reference != now.cell and before.ratio[2]:
+            key = (now.reference, now.metric, now.form)
+            changes.setdefault(key, []).append(now.absolute[0] - before.absolute[0])
+    return {key: median(values) for key, values in changes.items()}
 
 
 def _only(axes: Mapping[str, Json], names: frozenset[str]) -> dict[str, Json]:

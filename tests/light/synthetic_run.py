@@ -110,19 +110,24 @@ def noisy(mean: float, rng: np.random.Generator, rounds: int = 10, sd: float = 0
     return mean * np.exp(rng.normal(0, sd, rounds))
 
 
-def full_run(seed: int = 0, slow: float = 1.0, reference_slow: float = 1.0, extra: int = 0, **kwargs: Any) -> FakeRun:
-    """conv and orepa with every metric; `slow` and `extra` bytes are what a change did to orepa."""
+def full_run(
+    seed: int = 0, slow: float = 1.0, reference_slow: float = 1.0, busy: float = 1.0, extra: int = 0, **kwargs: Any
+) -> FakeRun:
+    """conv and orepa with every metric.
+
+    `slow` and `extra` bytes are what a change did to orepa, `reference_slow` to conv; `busy` slows everything.
+    """
     rng = np.random.default_rng(seed)
     run = FakeRun(cells_frame([cell("conv"), cell("orepa")]), **kwargs)
     for block, times in ((CONV, 1.0), (OREPA, 1.4)):
-        factor = reference_slow if block == CONV else slow
+        factor = busy * (reference_slow if block == CONV else slow)
         run.put(block, "params", 11_000_000 * times, "train").put(block, "params", 11_000_000, "fused")
         run.put(block, "macs", 3.6e8 * 8, "fused")
         run.put(block, "saved_memory", 2e8 * times + (extra if block == OREPA else 0))
         run.put(block, "train_memory", 4e8 * times)
         run.put(block, "train_step", factor * noisy(0.2 * times, rng))
         run.put(block, "latency", factor * noisy(0.05 * times, rng), "train")
-        run.put(block, "latency", noisy(0.05, rng) * (reference_slow if block == CONV else 1.0), "fused")
+        run.put(block, "latency", busy * noisy(0.05, rng) * (reference_slow if block == CONV else 1.0), "fused")
         run.put(block, "fusion_error", 3e-7)
         run.put(block, "accuracy", [0.95, 0.96, 0.955, 0.957, 0.951], "train")
     return run

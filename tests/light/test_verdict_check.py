@@ -64,6 +64,18 @@ def test_a_slower_reference_does_not_pass_as_everyones_improvement():
     assert result.exit_code == 1
 
 
+@pytest.mark.parametrize("busy", [2.5, 30.0])
+def test_a_busy_machine_slows_everyone_and_fails_nobody(busy):
+    result = check(full_run(1, busy=busy), BASELINE)
+    assert not verdicts(result)
+    assert result.exit_code == 0
+
+
+def test_a_slower_reference_is_found_on_a_busy_machine_too():
+    result = check(full_run(1, busy=2.5, reference_slow=2.0), BASELINE)
+    assert {(c, m) for c, m, _, _ in verdicts(result)} == {(CONV, "train_step"), (CONV, "latency")}
+
+
 def test_an_absolute_time_may_change_by_a_third():
     result = check(full_run(1, slow=1.33, reference_slow=1.33), BASELINE)
     assert not verdicts(result)
