@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
@@ -91,7 +91,44 @@ class PaddedBN(nn.Module):
         y_NCHW: Tensor = self.bn(x_NCHW)
         if not self.padding:
             return y_NCHW
-        rim_HW = F.pad(y_NCHW.new_zeros(y_NCHW.shape[2:]), [self.padding] * 4, value=1.0)
         shift_C = algebra.norm_shift(self.bn).detach().to(y_NCHW.dtype)
-        # One addition of a single map: filling slices would clone the whole gradient once per side in backward.
-        return F.pad(y_NCHW, [self.padding] * 4).add_(shift_C[:, None, None] * rim_HW)
+        return _Rim.apply(y_NCHW, shift_C, self.padding)  # type: ignore[no-any-return]
+
+
+class _Rim(torch.autograd.Function):
+    """x with `padding` pixels of `shift_C` around it: every pixel written once, and a view for the way back.
+
+    F.pad writes zeros first, and filling slices in autograd's sight clones the whole gradient once per side.
+    """
+
+    @staticmethod
+    def forward(x_NCHW: Tensor, shift_C: Tensor, padding: int) -> Tensor:
+        n, c, height, width = x_NCHW.shape
+        dense = torch.channels_last if _is_channels_last(x_NCHW) else torch.contiguous_format
+        y_NCHW = torch.empty(
+            (n, c, height + 2 * padding, width + 2 * padding),
+            dtype=x_NCHW.dtype,
+            device=x_NCHW.device,
+            memory_format=dense,
+        )
+        inside = slice(padding, -padding)
+        y_NCHW[:, :, inside, inside] = x_NCHW
+        shift_CHW = shift_C[:, None, None]
+        y_NCHW[:, :, :padding] = shift_CHW
+        y_NCHW[:, :, -padding:] = shift_CHW
+        y_NCHW[:, :, inside, :padding] = shift_CHW
+        y_NCHW[:, :, inside, -padding:] = shift_CHW
+        return y_NCHW
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.padding = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor, None, None]:
+        inside = slice(ctx.padding, -ctx.padding)
+        return grad_NCHW[:, :, inside, inside], None, None
+
+
+def _is_channels_last(x_NCHW: Tensor) -> bool:
+    return x_NCHW.is_contiguous(memory_format=torch.channels_last) and not x_NCHW.is_contiguous()
