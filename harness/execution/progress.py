@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from harness.records import Record, Task, TaskKind
+from harness.records import Record, Status, Task, TaskKind
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines; failures are told at once."""
@@ -38,6 +39,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self.console = console
         self.live: Progress | None = None
         self.spent: dict[TaskKind, list[float]] = {kind: [] for kind in TaskKind}
+        self.seen: Counter[Status] = Counter()
         self._began = self._told = 0.0
         self._row: Any = None
 
@@ -55,8 +57,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def started(self, task: Task, number: int) -> None:
         self._began = time.monotonic()
-        left = self._left(number)
-        text = f"{describe(task)}{left}"
+        text = f"{describe(task)}{self._so_far()}{self._left(number)}"
         if self.live:
             self.live.update(self._row, description=text, completed=number)
         elif self._began - self._told > PLAIN_EVERY or number == 0:
@@ -64,6 +65,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             self._say(f"[{number + 1}/{len(self.tasks)}] {text}")
 
     def recorded(self, record: Record) -> None:
+        self.seen[record.status] += 1
         if record.status.failed:
             self._say(f"{record.status}: cell {record.cell}, {record.metric}: {record.reason}")
 
@@ -76,6 +78,11 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _so_far(self) -> str:
+        """How the records of this run have ended, as far as it is worth a word."""
+        words = [f"{count} {status}" for status, count in self.seen.items() if not status.measured]
+        return f", {', '.join(words)}" if words else ""
 
     def _left(self, number: int) -> str:
         known = [seconds for spent in self.spent.values() for seconds in spent]

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from harness.errors import SuiteError
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Rule, Suite
-from harness.suite.names import as_written, check_names, where_value
+from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Rule, Suite, as_written
+from harness.suite.names import check_names, where_value
 from harness.suite.source import Source
 
 __all__ = ["WHOLE", "Axes", "Expression", "Gate", "Part", "Suite", "load_suite", "parse_suite", "where_value"]
@@ -44,7 +44,7 @@ def parse_suite(source: Source, name: str, overrides: Sequence[str] = ()) -> Sui
         suite = Suite.model_validate(values)
     except ValidationError as problem:
         raise _translated(problem, source, changed) from None
-    check_names(suite, source)
+    check_names(suite.read_from(source))
     return suite
 
 

@@ -49,7 +49,12 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise HarnessError(f"{text!r} is not an expression", remedy=EXAMPLE) from None
 
+    def texts(self) -> list[str]:
+        """The quoted words in it."""
+        return [n.value for n in ast.walk(self._tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
     def holds(self, cell: Cell) -> bool:
+        """Whether it is true of `cell`. HarnessError when it compares what cannot be compared."""
         try:
             return bool(_evaluate(self._tree, cell))
         except (TypeError, ZeroDivisionError) as problem:

@@ -7,11 +7,14 @@ what the axes hold against the catalog, and `harness.suite.load_suite` puts them
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, WithJsonSchema
 
+from harness.errors import SuiteError
 from harness.records import Budget, Variant
+from harness.suite.source import Source
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 WHOLE = "whole"
@@ -181,3 +184,21 @@ class Suite(Strict):
     parts: dict[Annotated[str, Field(pattern=NAME)], Part] = Field(min_length=1)
     budget: BudgetSpec = BudgetSpec()
     gates: dict[str, Gate] = {}
+    _source: Source | None = PrivateAttr(default=None)
+
+    def read_from(self, source: Source) -> Self:
+        """Remember the file, so that what is found wrong later can still be pointed at."""
+        self._source = source
+        return self
+
+    def fail(self, problem: str, remedy: str, location: Iterable[str | int], key: bool = False) -> SuiteError:
+        """An error about what stands at `location`, with its place in the file where there is one."""
+        if self._source is None:
+            return SuiteError(f"suite {self.name}: {problem}", remedy=remedy)
+        return self._source.fail(problem, remedy, as_written(location), key)
+
+
+def as_written(location: Iterable[str | int]) -> tuple[str | int, ...]:
+    """Where a thing stands in the file: the only part of a suite without parts is the suite itself."""
+    steps = tuple(location)
+    return steps[2:] if steps[:2] == ("parts", WHOLE) else steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from harness import catalog
@@ -12,8 +12,7 @@ from harness.errors import HarnessError, SuiteError
 from harness.records import Variant
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import WHOLE, Axes, Part, Suite
-from harness.suite.source import Source
+from harness.suite.model import Axes, Part, Suite
 
 LARGEST_KERNEL = 13
 TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
@@ -23,37 +22,31 @@ AXES = tuple(Axes.model_fields)
 Location = tuple[str | int, ...]
 
 
-def check_names(suite: Suite, source: Source) -> None:
+def check_names(suite: Suite) -> None:
     """SuiteError at the first name, option or value that does not exist."""
     for name, part in suite.parts.items():
-        _Names(part, source, ("parts", name)).check()
+        _Names(suite, part, ("parts", name)).check()
     read = [q["name"] for part in suite.parts.values() for m in part.metrics for q in _quantities(m.name)]
     for gate in suite.gates:
         if gate not in read:
             error = unknown("quantity that this suite's metrics read", gate, read)
-            raise source.fail(error.problem, error.remedy, ("gates", gate), key=True)
+            raise suite.fail(error.problem, error.remedy, ("gates", gate), key=True)
 
 
 def _quantities(metric: str) -> Any:
     return catalog.metrics()[metric]["quantities"]
 
 
-def as_written(location: Iterable[str | int]) -> Location:
-    """Where a thing stands in the file: the only part of a suite without parts is the suite itself."""
-    steps = tuple(location)
-    return steps[2:] if steps[:2] == ("parts", WHOLE) else steps
-
-
 class _Names:
     """The checks of one part, which stands at `at` in the suite."""
 
-    def __init__(self, part: Part, source: Source, at: Location) -> None:
+    def __init__(self, suite: Suite, part: Part, at: Location) -> None:
+        self.suite = suite
         self.part = part
-        self.source = source
         self.at = at
 
     def fail(self, problem: str, remedy: str, location: Location, key: bool = False) -> SuiteError:
-        return self.source.fail(problem, remedy, as_written((*self.at, *location)), key)
+        return self.suite.fail(problem, remedy, (*self.at, *location), key)
 
     def check(self) -> None:
         axes = self.part.axes

@@ -57,12 +57,18 @@ def test_include_keeps_what_holds(suite_of):
 
 @pytest.mark.parametrize("rule", ["exclude: \"block == 'dbb'\"", "include: ['kernel_size == 3', 'kernel_size == 11']"])
 def test_a_rule_that_matches_nothing_is_refused(suite_of, rule):
-    with pytest.raises(SuiteError, match="matches no cell"):
+    with pytest.raises(SuiteError, match="matches no cell") as caught:
         plan(suite_of(more=rule))
+    assert str(caught.value).startswith("test.yaml:4:")
+
+
+def test_a_misspelt_value_in_a_rule_is_met_with_the_nearest(suite_of):
+    with pytest.raises(SuiteError, match='"repvgg" instead of "repvg"'):
+        plan(suite_of(more='exclude: ["kernel_size == 5", "block == \'repvg\'"]'))
 
 
 def test_an_empty_matrix_is_refused(suite_of):
-    with pytest.raises(SuiteError, match="no cell is left"):
+    with pytest.raises(SuiteError, match=r"^test.yaml:2:7: no cell is left"):
         plan(suite_of(more="exclude: kernel_size > 0"))
 
 
@@ -80,6 +86,19 @@ def test_a_value_that_no_cell_can_use_is_refused_though_others_could(suite_of):
     assert {e.reason for e in planned.excluded if e.cell.block.name == "native"} == {
         "cannot: resnet18 has no re-parameterizable layers of its own"
     }
+
+
+def test_a_layer_whose_groups_do_not_divide_it_is_refused(suite_of):
+    text = "axes: {block: conv, backbone: {layer: {c_in: 64, groups: 48}}}\nmetrics: params"
+    with pytest.raises(SuiteError, match="c_in 64 is not a multiple of groups 48"):
+        plan(suite_of(text))
+
+
+def test_a_kernel_that_only_the_stem_has_can_be_asked_for(suite_of):
+    text = "axes: {block: conv, backbone: resnet18, where: {kernel_size: 7%s}}\nmetrics: params"
+    assert plan(suite_of(text % ", stem: true")).cells
+    with pytest.raises(SuiteError, match="beside its stem"):
+        plan(suite_of(text % ""))
 
 
 def test_tf32_is_for_cuda_only(suite_of):

@@ -27,7 +27,9 @@ def regressed(user, run):
     """Exit code, and (block, metric, form) of every regressed reading."""
     done = user.run("check", run, "--baseline", "base.json", "--format", "json")
     rows = json.loads(done.stdout)["rows"]
-    return done.returncode, {(row["label"], row["metric"], row["form"]) for row in rows if row["verdict"] == "REGRESSED"}
+    return done.returncode, {
+        (row["label"], row["metric"], row["form"]) for row in rows if row["verdict"] == "REGRESSED"
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,177 @@
+"""The matrix of a part: its points, what falls out of it and why.
+
+An axis value that no cell can use, a rule that matches nothing and an empty matrix are mistakes of the suite, not
+results: each is refused with its place in the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from typing import Any
+
+from harness import catalog
+from harness.catalog.vocabulary import default_batch_size, default_image_size
+from harness.catalog.where import parse as parse_where
+from harness.errors import SuiteError
+from harness.records import Cell, Variant
+from harness.suite import WHOLE, Axes, Expression, Suite, where_value
+
+AXES = tuple(Axes.model_fields)
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A point of the matrix that will not be measured, and why."""
+
+    cell: Cell
+    reason: str
+
+
+class Matrix:
+    """One part of a suite as a list of points."""
+
+    def __init__(self, suite: Suite, part: str) -> None:
+        self.suite = suite
+        self.part = suite.parts[part]
+        self.at = ("parts", part)
+        self.name = "" if part == WHOLE else part
+
+    def sifted(self) -> tuple[list[Cell], list[Exclusion]]:
+        """The cells that stay, and the others with their reasons. SuiteError for what cannot be meant."""
+        kept, out = self._sift(list(self.points()))
+        if not kept:
+            reasons = "; ".join(sorted({e.reason for e in out}))
+            raise self._fail(f"no cell is left to measure ({reasons})", "loosen a rule, or change an axis", "axes")
+        self._refuse_doubles(kept)
+        self._refuse_dead_values(kept, out)
+        return kept, out
+
+    def _fail(self, problem: str, remedy: str, *location: str | int) -> SuiteError:
+        return self.suite.fail(problem, remedy, (*self.at, *location))
+
+    def points(self) -> Iterator[Cell]:
+        """The whole matrix, zipped axes advancing together, defaults filled in."""
+        axes = {axis: getattr(self.part.axes, axis) or [None] for axis in AXES}
+        bundles = [list(names) for names in self.part.zip]
+        bundles += [[axis] for axis in AXES if not any(axis in names for names in bundles)]
+        bundles.sort(key=lambda names: min(AXES.index(axis) for axis in names))
+        choices = [list(zip(*(axes[axis] for axis in names), strict=True)) for names in bundles]
+        for chosen in product(*choices):
+            point: dict[str, Any] = {"part": self.name}
+            for names, values in zip(bundles, chosen, strict=True):
+                point.update(zip(names, values, strict=True))
+            yield _cell(point)
+
+    def _sift(self, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclusion]]:
+        """Every rule must have done something, or it was meant differently."""
+        excludes = [(Expression(rule.when), rule.because) for rule in self.part.exclude]
+        includes = [Expression(rule.when) for rule in self.part.include]
+        kept, out = [], []
+        for cell in points:
+            reason = _ruled_out(cell, excludes, includes) or impossible(cell)
+            if reason:
+                out.append(Exclusion(cell, reason))
+            else:
+                kept.append(cell)
+        for key, expressions in (("exclude", [expression for expression, _ in excludes]), ("include", includes)):
+            for i, expression in enumerate(expressions):
+                if not any(expression.holds(cell) for cell in points):
+                    raise self._fail(f"the rule {expression.text!r} matches no cell", self._meant(expression), key, i)
+        return kept, out
+
+    def _meant(self, expression: Expression) -> str:
+        """The value of an axis that a misspelt one in the rule may stand for."""
+        values = [v.name for axis in AXES for v in getattr(self.part.axes, axis) or [] if isinstance(v, Variant)]
+        values += [*self.part.axes.dtype, *self.part.axes.memory_format]
+        for text in expression.texts():
+            if text not in values and (near := get_close_matches(text, values, n=1)):
+                return f'"{near[0]}" instead of "{text}"'
+        return "mend the rule or drop it; 'harness plan' without it lists the cells"
+
+    def _refuse_doubles(self, cells: Sequence[Cell]) -> None:
+        """Zipped axes can name the same point twice; it would be measured twice and reported once."""
+        for id_, count in Counter(cell.id for cell in cells).items():
+            if count > 1:
+                twice = next(cell for cell in cells if cell.id == id_)
+                label = ", ".join(f"{axis} {value}" for axis, value in twice.axes().items() if value not in (None, ""))
+                raise self._fail(f"one cell stands {count} times: {label}", "keep one of its rows in zip", "zip")
+
+    def _refuse_dead_values(self, cells: Sequence[Cell], excluded: Sequence[Exclusion]) -> None:
+        """A value of an axis that no cell can use is a mistake, whatever the rest of the matrix does."""
+        for axis in AXES:
+            alive = {cell.axes()[axis] for cell in cells}
+            for exclusion in excluded:
+                value = exclusion.cell.axes()[axis]
+                reasons = sorted({e.reason for e in excluded if e.cell.axes()[axis] == value})
+                if value not in alive and all(reason.startswith(CANNOT) for reason in reasons):
+                    raise self._fail(
+                        f"no cell can use {axis} {value}: {reasons[0].removeprefix(CANNOT)}",
+                        f"drop {value} from the axis {axis}, or pair it with something it fits",
+                        "axes",
+                        axis,
+                    )
+
+
+CANNOT = "cannot: "
+"""How the reason begins when no rule of the suite but the thing itself stands against a cell."""
+
+
+def _cell(point: dict[str, Any]) -> Cell:
+    backbone, device = point["backbone"].name, point["device"].name
+    if point["batch_size"] is None:
+        point["batch_size"] = default_batch_size(backbone, device)
+    if point["image_size"] is None:
+        point["image_size"] = default_image_size(backbone, device)
+    if point["kernel_size"] is None and backbone == "layer":
+        point["kernel_size"] = 3
+    return Cell(**point)
+
+
+def _ruled_out(cell: Cell, excludes: Sequence[tuple[Expression, str]], includes: Sequence[Expression]) -> str | None:
+    for expression, because in excludes:
+        if expression.holds(cell):
+            return f"excluded: {expression.text}" + (f" ({because})" if because else "")
+    if includes and not any(expression.holds(cell) for expression in includes):
+        return "no include holds"
+    return None
+
+
+def impossible(cell: Cell) -> str | None:
+    """Why no process could measure this cell, as far as the catalog knows; None when it may."""
+    block = catalog.blocks()[cell.block.name]
+    backbone = catalog.backbones()[cell.backbone.name]
+    if cell.dtype == "tf32" and not cell.device.name.startswith("cuda"):
+        return f"{CANNOT}tf32 is a mode of CUDA devices"
+    if cell.block.name == "native":
+        if not backbone["native"]:
+            return f"{CANNOT}{cell.backbone.name} has no re-parameterizable layers of its own"
+        return f"{CANNOT}native blocks keep their own kernel sizes" if cell.kernel_size is not None else None
+    sizes = block["limits"]["kernel_size"]
+    if cell.kernel_size is not None and cell.kernel_size not in sizes:
+        return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
+    return _indivisible(cell) if cell.backbone.name == "layer" else _nothing_to_replace(cell, backbone)
+
+
+def _indivisible(cell: Cell) -> str | None:
+    options = {"c_in": 64, "c_out": 64, "groups": 1, **cell.backbone.options}
+    for name in ("c_in", "c_out"):
+        if options[name] % options["groups"]:
+            return f"{CANNOT}{name} {options[name]} is not a multiple of groups {options['groups']}"
+    return None
+
+
+def _nothing_to_replace(cell: Cell, backbone: dict[str, Any]) -> str | None:
+    where = parse_where(where_value(cell.where))
+    there = {int(size): count for size, count in backbone["kernels"].items()}
+    if where.names or where.stem or any(size in there for size in where.kernel_sizes):
+        return None  # names and stems are known once the model is built
+    sizes = ", ".join(f"{size}x{size} ({count})" for size, count in sorted(there.items())) or "none"
+    picked = " or ".join(f"{size}x{size}" for size in where.kernel_sizes)
+    return (
+        f"{CANNOT}{cell.backbone.name} has no {picked} convolution to replace beside its stem (it has {sizes}); "
+        "see the axis where"
+    )
