@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness import blocks
     from harness.api import run
     from harness.models.fuse import fuse
     from harness.models.swap import swap
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from harness.store.run import open_run
     from harness.suite import load_suite
 
-__all__ = ["fuse", "load_suite", "open_run", "plan", "run", "swap"]
+__all__ = ["blocks", "fuse", "load_suite", "open_run", "plan", "run", "swap"]
 
 _HOMES = {
     "load_suite": "harness.suite",
@@ -35,6 +36,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "blocks":
+        return import_module("harness.blocks")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

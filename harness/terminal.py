@@ -35,7 +35,7 @@ def plan_text(plan: Plan) -> str:
 
 def _group_text(group: Group) -> str:
     first = group.cells[0].axes()
-    shared = ", ".join(f"{axis} {first[axis]}" for axis in AXES if axis != group.axis and first[axis] is not None)
+    shared = ", ".join(f"{axis} {first[axis]}" for axis in AXES if axis != group.axis and first[axis] not in (None, ""))
     rows = [
         (cell.id, cell.axes()[group.axis], "reference" if cell.id == group.reference else "") for cell in group.cells
     ]

@@ -91,7 +91,8 @@ class PaddedBN(nn.Module):
         y_NCHW: Tensor = self.bn(x_NCHW)
         if not self.padding:
             return y_NCHW
-        shift_C = algebra.norm_shift(self.bn).detach().to(y_NCHW.dtype)
+        with torch.no_grad():  # the rim is a constant of this step: nothing of it is to be kept for backward
+            shift_C = algebra.norm_shift(self.bn).to(y_NCHW.dtype)
         return _Rim.apply(y_NCHW, shift_C, self.padding)  # type: ignore[no-any-return]
 
 

@@ -12,8 +12,8 @@ def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None 
     """`model` itself, its batch norms and biases drawn from `seed`, the same on every device and in every dtype.
 
     Weights of batch norms N(1, 0.2), all biases N(0, 0.1), running variances U(0.5, 1.5), running means N(0, 0.3).
-    With an input the latter two are in units of what each norm sees in one evaluation of the model on it: then
-    activations neither vanish nor overflow, however deep and branched the net. Modes stay as they are.
+    With an input the latter two are in units of the root mean square that each norm sees in one evaluation of the model
+    on it: then activations neither vanish nor overflow, however deep and branched the net. Modes stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -60,9 +60,8 @@ def _take_scale(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
         return
     precise = torch.promote_types(args[0].dtype, torch.float32)  # mps has no float64
-    seen = args[0].to(precise).transpose(0, 1).flatten(1)  # one row per channel
-    # Never below the layer's mean square: the channels of a fresh deep net hardly differ between images, and
-    # dividing by so small a deviation would blow every rounding error before it up, anew in each layer.
-    spread = seen.var(dim=1, correction=0).clamp(min=float(seen.square().mean()))
-    mean.copy_(seen.mean(dim=1) + mean.to(precise) * spread.sqrt())
-    variance.copy_(variance.to(precise) * spread)
+    # The layer's root mean square, and no channel's own mean: the channels of a fresh deep net hardly differ between
+    # images, and to take their means away and divide by so little would blow up every rounding error, layer by layer.
+    scale = args[0].to(precise).square().mean().sqrt().clamp(min=torch.finfo(precise).tiny)
+    mean.copy_(mean.to(precise) * scale)
+    variance.copy_(variance.to(precise) * scale.square())

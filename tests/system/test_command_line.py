@@ -39,6 +39,18 @@ def test_importing_harness_imports_nothing_at_all():
     assert done.stdout.strip() == "['harness']"
 
 
+def test_the_public_names_are_there_when_they_are_asked_for():
+    script = (
+        "import harness, sys; block = harness.blocks.create('repvgg', 4, 4)\n"
+        "assert callable(harness.swap) and callable(harness.fuse) and callable(harness.run)\n"
+        "assert callable(harness.plan) and callable(harness.load_suite) and callable(harness.open_run)\n"
+        "assert {'swap', 'blocks'} <= set(dir(harness))\n"
+        "import harness.planning, harness.execution, harness.models\n"
+        "assert callable(harness.run) and callable(harness.plan) and callable(harness.swap)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_light_commands_start_fast():
     """Promised: half a second. The best of several on a shared machine must keep it."""
     for words in (["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["schema"]):
@@ -94,6 +106,10 @@ def test_a_suite_for_a_device_that_is_absent_exits_5_and_names_another(user):
     assert "0 cells measured" in done.stdout
 
 
+def user_cell(user):
+    return user.records(user.home / "run")[0]["cell"]
+
+
 @pytest.mark.slow
 def test_the_whole_way_from_suite_to_check(user):
     suite = user.suite(
@@ -111,6 +127,8 @@ def test_the_whole_way_from_suite_to_check(user):
         assert reported.returncode == 0, reported.stderr
         assert sign in reported.stdout
     assert user.run("baseline", "run", "--out", "base.json").returncode == 0
+    for words in (["report", "run"], ["check", "run", "--baseline", "base.json"], ["show", "run", user_cell(user)]):
+        assert modules_after(words, user.home).isdisjoint({"torch", "timm", "torchvision", "matplotlib"})
     checked = user.run("check", "run", "--baseline", "base.json")
     assert checked.returncode == 0, checked.stdout
     assert user.run("check", "run", "--baseline", "missing.json").returncode in (2, 5)
