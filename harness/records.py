@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, Self
 
 RECORD_VERSION = 1
@@ -117,8 +118,9 @@ class Cell:
     part: str = ""
     """Of a suite with several parts, the one that asks for this cell."""
 
-    @property
+    @cached_property
     def id(self) -> str:
+        """Twelve hexadecimal digits: a hash of everything that defines the cell."""
         return digest(self.to_json())
 
     def to_json(self) -> Json:

@@ -102,14 +102,18 @@ class Matrix:
 
     def _refuse_dead_values(self, cells: Sequence[Cell], excluded: Sequence[Exclusion]) -> None:
         """A value of an axis that no cell can use is a mistake, whatever the rest of the matrix does."""
+        alive = [cell.axes() for cell in cells]
+        dead = [(exclusion.cell.axes(), exclusion.reason) for exclusion in excluded]
         for axis in AXES:
-            alive = {cell.axes()[axis] for cell in cells}
-            for exclusion in excluded:
-                value = exclusion.cell.axes()[axis]
-                reasons = sorted({e.reason for e in excluded if e.cell.axes()[axis] == value})
-                if value not in alive and all(reason.startswith(CANNOT) for reason in reasons):
+            used = {axes[axis] for axes in alive}
+            reasons: dict[Any, set[str]] = {}
+            for axes, reason in dead:
+                if axes[axis] not in used:
+                    reasons.setdefault(axes[axis], set()).add(reason)
+            for value, against in reasons.items():
+                if all(reason.startswith(CANNOT) for reason in against):
                     raise self._fail(
-                        f"no cell can use {axis} {value}: {reasons[0].removeprefix(CANNOT)}",
+                        f"no cell can use {axis} {value}: {min(against).removeprefix(CANNOT)}",
                         f"drop {value} from the axis {axis}, or pair it with something it fits",
                         "axes",
                         axis,

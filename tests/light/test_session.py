@@ -229,3 +229,24 @@ def test_records_of_another_fingerprint_are_refused():
     check_foreign([record], "one")
     with pytest.raises(HarnessError, match="another fingerprint"):
         check_foreign([record, replace(record, fingerprint="two")], "one")
+
+
+def test_the_frames_say_what_was_measured_and_what_failed(suite, tmp_path):
+    run, _ = work(suite, tmp_path, Script({("acb", "latency"): 99, ("dbb", "params"): 1}))
+    cells = run.cells
+    assert list(cells["block"]) == ["conv", "acb", "dbb"]
+    assert list(cells["reference"]) == [True, False, False]
+    acb, dbb = cells.index[1], cells.index[2]
+    rounds = run.rounds()
+    latency = rounds[(rounds["cell"] == acb) & (rounds["metric"] == "latency")]
+    assert set(latency["form"]) == {"train", "fused"}, "a failed metric leaves every column it would have filled"
+    assert set(latency["status"]) == {"killed", "skipped"}
+    assert latency["value"].isna().all()
+    samples = run.samples()
+    assert len(samples[(samples["cell"] == dbb) & (samples["metric"] == "latency")]) == 4
+    frame = run.frame()
+    failed = frame[(frame["cell"] == dbb) & (frame["metric"] == "params")]
+    assert set(failed["status"]) == {"killed"}
+    measured = frame[(frame["cell"] == dbb) & (frame["metric"] == "latency") & (frame["form"] == "train")].iloc[0]
+    assert (measured["value"], measured["n"], measured["unit"]) == (1.0, 4, "s")
+    assert {"block", "backbone", "kernel_size", "low", "high", "status"} <= set(frame.columns)
