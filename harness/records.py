@@ -164,7 +164,6 @@ class Budget:
     rounds: int = 10
     seconds: float = 1.0
     warmup: int = 2
-    precision: float = 0.01
     seeds: int = 1
     timeout: float = 600.0
     memory: int | None = None
