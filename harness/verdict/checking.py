@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 
 from harness.records import Json, Kind
 from harness.verdict.baseline import Kept, Spread, kept_in, machine_of, readings_of
@@ -120,7 +119,7 @@ class _Judge:
         self.same_machine = dict(self.fingerprint.machine) == dict(run.fingerprint.machine)
         records = run.records()
         self.unmeasured, self.failed = unmeasured(records), failures(records)
-        self.drifts: dict[Key, float] = {}
+        self.middles: dict[Key, tuple[Kept, Kept]] = {}
 
     def gate(self, kept: Kept) -> Gate:
         return Gate.of(self.run.gates, kept.metric)
@@ -183,7 +182,7 @@ class _Judge:
 
     def sampled(self, pairs: list[tuple[Kept, Kept]]) -> list[Row]:
         """All sampled readings; those that cannot be compared are judged apart, for advice only."""
-        self.drifts = _drifts(pairs)
+        self.middles = _middles(pairs)
         held = [pair for pair in pairs if not self._incomparable(*pair)]
         apart = [pair for pair in pairs if self._incomparable(*pair)]
         rows = []
@@ -201,14 +200,17 @@ class _Judge:
             verdict, reason = Verdict.INCOMPARABLE, f"{why}; as if it were the same: {answer.verdict}"
         relative = self._relative(before) and not question.linear
         show = (lambda mean: mean) if question.linear else math.exp
-        if verdict is Verdict.REGRESSED and is_timed(now.unit) and not relative:
-            reason += "; an absolute time: slower code, or a machine that was busy"
+        own_time = is_timed(now.unit) and not relative
+        shown = (before.absolute, now.absolute) if own_time else (question.before, question.now)
+        if verdict is Verdict.REGRESSED and own_time:
+            held = "compared with the rest of its group" if now.key in self.middles else "or the machine was busy"
+            reason += f"; an absolute time, {held}"
         return replace(
             self._row(now, verdict, reason),
             unit="x" if relative else now.unit,
             yardstick=(now.reference or "") if relative else "",
-            before=show(question.before[0]),
-            now=show(question.now[0]),
+            before=show(shown[0][0]),
+            now=show(shown[1][0]),
             ratio=answer.ratio,
             low=answer.low,
             high=answer.high,
@@ -234,36 +236,48 @@ class _Judge:
         if not timed and any(kept.plain[2] > kept.absolute[2] for kept in (before, now)):
             allowed = max(threshold * abs(before.plain[0]), floor)
             return Sampled(before.plain, now.plain, now.better, allowed, 0.0, linear=True)
-        if timed and not relative:
-            threshold = max(threshold, WIDE_THRESHOLD)
         if before.value > 0:
             threshold = max(threshold, floor / before.value)
-        # the wide threshold of an absolute time is itself the allowance for another day
-        between = BETWEEN_RUNS if timed and relative else 0.0
         if relative:
-            return Sampled(before.ratio, now.ratio, now.better, threshold, between)
-        return Sampled(before.absolute, self._undrifted(before, now), now.better, threshold, between)
+            return Sampled(before.ratio, now.ratio, now.better, threshold, BETWEEN_RUNS if timed else 0.0)
+        if timed and now.key in self.middles:
+            return Sampled(*self._against_the_rest(before, now), now.better, threshold, BETWEEN_RUNS)
+        if timed:  # alone with the machine's mood: the wide threshold is itself the allowance for another day
+            threshold = max(threshold, WIDE_THRESHOLD)
+        return Sampled(before.absolute, now.absolute, now.better, threshold, 0.0)
 
-    def _undrifted(self, before: Kept, now: Kept) -> Spread:
-        """A reference's logs without the slowness that its whole group shares.
+    def _against_the_rest(self, before: Kept, now: Kept) -> tuple[Spread, Spread]:
+        """A reference's logs relative to the variant of its group that changed as the middle one did.
 
-        When all variants take longer than before, the machine was busy; when the reference alone does, its
-        code is slower, and without this row the others would pass as improved.
+        Absolute times depend on the machine's mood; against the rest of its group a reference is known as well as any
+        variant, and without this row its slowness would pass as everyone's improvement. Its own time has to
+        have gone the same way, by half as much at least: otherwise the rest has changed and not the reference.
         """
-        mean, sd, n = now.absolute
-        drift = self.drifts.get(now.key, 0.0)
-        shared = min(max(drift, 0.0), max(mean - before.absolute[0], 0.0))
-        return mean - shared, sd, n
+        then, today = (_mirrored(kept.ratio) for kept in self.middles[now.key])
+        change, own = today[0] - then[0], now.absolute[0] - before.absolute[0]
+        went_along = math.copysign(1.0, change) * own >= abs(change) / 2
+        return then, (today if went_along else (then[0], *today[1:]))
 
 
-def _drifts(pairs: list[tuple[Kept, Kept]]) -> dict[Key, float]:
-    """By reference cell, metric and form: the median change of the log time of all that is held against it."""
-    changes: dict[Key, list[float]] = {}
+def _mirrored(spread: Spread) -> Spread:
+    """Of logs of variant / reference, the logs of reference / variant."""
+    mean, sd, n = spread
+    return -mean, sd, n
+
+
+def _middles(pairs: list[tuple[Kept, Kept]]) -> dict[Key, tuple[Kept, Kept]]:
+    """By reference cell, metric and form: before and now of the variant whose log ratio changed by the median."""
+    variants: dict[Key, list[tuple[float, Kept, Kept]]] = {}
     for before, now in pairs:
-        if is_timed(now.unit) and now.reference is not None and now.reference != now.cell and before.ratio[2]:
-            key = (now.reference, now.metric, now.form)
-            changes.setdefault(key, []).append(now.absolute[0] - before.absolute[0])
-    return {key: median(values) for key, values in changes.items()}
+        if now.reference and before.reference == now.reference != now.cell and min(before.ratio[2], now.ratio[2]) > 0:
+            change = now.ratio[0] - before.ratio[0]
+            variants.setdefault((now.reference, now.metric, now.form), []).append((change, before, now))
+    middles = {}
+    for key, changes in variants.items():
+        changes.sort(key=lambda item: item[0])
+        _, before, now = changes[len(changes) // 2]  # of two the one that speaks less for a slower reference
+        middles[key] = before, now
+    return middles
 
 
 def _only(axes: Mapping[str, Json], names: frozenset[str]) -> dict[str, Json]:
