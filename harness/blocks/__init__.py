@@ -22,7 +22,7 @@ def create(
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
-    **options: str,
+    **options: str | bool,
 ) -> Block:
     """A block that takes the place of this convolution and the batch norm behind it.
 

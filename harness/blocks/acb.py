@@ -48,7 +48,7 @@ class ACB(FusableBlock):
         nn.init.constant_(square.bn.weight, gamma_square)
         nn.init.constant_(vertical.bn.weight, gamma_cross)
         nn.init.constant_(horizontal.bn.weight, gamma_cross)
-        self.branches = Parallel(k, [square, vertical, horizontal])
+        self.branches = Parallel(k, {"k x k": square, "k x 1": vertical, "1 x k": horizontal})
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.branches(x_NCHW)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The kernel algebra: fold, embed, chain, spread and sum. Written once; every block is written in it.
+"""The kernel algebra: fold, embed, chain, stack, spread and sum. Written once; every block is written in it.
 
 Kernels are (O, I, kh, kw) with O output channels and I = c_in / groups input channels of one group, as
 `torch.nn.functional.conv2d` takes them; "same" cross-correlation, no flipping. Rows are group-major: group c owns
@@ -65,6 +65,18 @@ def chain_folded(first: Kernel, second: Kernel, groups: int) -> Kernel:
     reach = second.weight.sum((2, 3)).reshape(groups, -1, width)
     carried = torch.einsum("got,gt->go", reach, first.bias.reshape(groups, width))
     return Kernel(chain(first.weight, second.weight, groups), second.bias + carried.flatten())
+
+
+def stack(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
+    """Two k x k, nothing padded between them: one kernel (O, C/g, kh + kh' - 1, kw + kw' - 1); not of the six.
+
+    Cross-correlations in a row correlate with the *convolution* of their kernels: hence the flip. Without it the
+    result is another linear function, and no small error.
+    """
+    rows, columns = second_OTHW.shape[2:]
+    flipped = second_OTHW.flip(2, 3)
+    # The first kernel's inputs are the batch, its outputs the channels that the second one reads, in `groups`.
+    return F.conv2d(first_TIHW.transpose(0, 1), flipped, None, 1, (rows - 1, columns - 1), 1, groups).transpose(0, 1)
 
 
 def spread(depthwise_MIHW: Tensor, pointwise_OM: Tensor, groups: int, multiplier: int) -> Tensor:

@@ -3,8 +3,14 @@
 A block's options are the keyword arguments of its constructor. The declaration is read off that signature, and the
 constructor checks its arguments against the declaration, so the two cannot part:
 
-    def __init__(self, spec: ConvSpec, *, scaling: Annotated[Literal["vector", "none"], "what it is"] = "vector"):
-        super().__init__(spec, scaling=scaling)
+    def __init__(
+        self,
+        spec: ConvSpec,
+        *,
+        scaling: Annotated[Literal["vector", "none"], "what it is"] = "vector",
+        origin: Annotated[bool, "what it is"] = True,
+    ) -> None:
+        super().__init__(spec, scaling=scaling, origin=origin)
 """
 
 from __future__ import annotations
@@ -74,11 +80,15 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class Option:
-    """A choice that a block leaves open, and the one its paper made."""
+    """A choice that a block leaves open, and the one its paper made: between words, or True and False."""
 
-    choices: tuple[str, ...]
-    default: str
+    choices: tuple[str, ...] | tuple[bool, ...]
+    default: str | bool
     what: str
+
+    def allows(self, value: object) -> bool:
+        """Whether the value is one of the choices. 1 == True in Python; an option does not take one for the other."""
+        return any(isinstance(value, type(choice)) and value == choice for choice in self.choices)
 
 
 class Block(nn.Module):
@@ -94,8 +104,10 @@ class Block(nn.Module):
     sister: ClassVar[str | None] = None
     """The block to use where this one has no online evaluation."""
     kernel_sizes: ClassVar[tuple[int, ...]] = KERNEL_SIZES
+    at_least_one: ClassVar[tuple[str, ...]] = ()
+    """Options, True or False, of which one must be True."""
 
-    def __init__(self, spec: ConvSpec, **options: str) -> None:
+    def __init__(self, spec: ConvSpec, **options: str | bool) -> None:
         super().__init__()
         self._check(spec, options)
         self.spec = spec
@@ -110,18 +122,21 @@ class Block(nn.Module):
         return issubclass(cls, FusableBlock)
 
     @classmethod
-    def _check(cls, spec: ConvSpec, options: Mapping[str, str]) -> None:
+    def _check(cls, spec: ConvSpec, options: Mapping[str, str | bool]) -> None:
         name = name_of(cls)
         if spec.kernel_size not in cls.kernel_sizes:
             sizes = ", ".join(map(str, cls.kernel_sizes))
             raise Unsupported(f"block {name} has no kernel size {spec.kernel_size}", remedy=f"use one of {sizes}")
         for key, value in options.items():
-            choices = cls.options()[key].choices
-            if value not in choices:
-                remedy = f"use {' or '.join(choices)}"
+            option = cls.options()[key]
+            if not option.allows(value):
+                remedy = f"use {' or '.join(map(str, option.choices))}"
                 if key == "reparam" and cls.sister:
                     remedy += f"; block {cls.sister} has the {value} evaluation"
                 raise Unsupported(f"block {name} has no {key} {value!r}", remedy=remedy)
+        if cls.at_least_one and not any(options[key] for key in cls.at_least_one):
+            problem = f"block {name} has nothing left with {', '.join(cls.at_least_one)} all False"
+            raise Unsupported(problem, remedy="leave at least one of them True")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.spec, field.name)}" for field in fields(self.spec))
@@ -185,8 +200,9 @@ def _options(block: type[Block]) -> Mapping[str, Option]:
     options = {}
     for parameter in inspect.signature(block.__init__).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            choices, what = get_args(hints[parameter.name])
-            options[parameter.name] = Option(get_args(choices), parameter.default, what)
+            kind, what = get_args(hints[parameter.name])
+            choices = (True, False) if kind is bool else get_args(kind)
+            options[parameter.name] = Option(choices, parameter.default, what)
     return options
 
 
@@ -217,6 +233,7 @@ def declaration(name: str) -> dict[str, Any]:
             "stride": "any",
             "groups": "any that divides c_in and c_out",
             "dilation": "any",
+            "at_least_one": list(block.at_least_one),
         },
         "sister": block.sister,
     }

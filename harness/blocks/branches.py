@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -55,10 +55,15 @@ class IdentityBN(nn.Module):
 
 
 class Parallel(nn.ModuleList):
-    """y = sum of the branches; kernels smaller than `kernel_size` sit at the centre of the sum's."""
+    """y = sum of the branches; kernels smaller than `kernel_size` sit at the centre of the sum's.
 
-    def __init__(self, kernel_size: int, branches: Iterable[nn.Module]) -> None:
-        super().__init__(branches)
+    Each branch has a name, as its paper calls it: what is counted by branch is told apart by `branch_name`.
+    """
+
+    def __init__(self, kernel_size: int, branches: Mapping[str, nn.Module]) -> None:
+        super().__init__(branches.values())
+        for name, branch in branches.items():
+            branch.branch_name = name  # type: ignore[assignment]
         self.kernel_size = kernel_size
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

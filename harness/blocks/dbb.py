@@ -134,15 +134,15 @@ class DBB(FusableBlock):
     ) -> None:
         super().__init__(spec, reparam=reparam, gamma_init=gamma_init)
         last: list[nn.BatchNorm2d] = []
-        branches: list[nn.Module] = [ConvBN(spec)]
+        branches: dict[str, nn.Module] = {"origin": ConvBN(spec)}
         if spec.depthwise:
             chain, average = Chain(spec, 2 * spec.c_in, residual=False), AverageBN(spec, spec.padding)
-            branches += [chain, average]
+            branches |= {"1x1-kxk": chain, "average": average}
             last += [chain.second.bn, average.bn]
         else:
             point = ConvBN(spec.resized(1))
             chain, pooled = Chain(spec, spec.c_in, residual=True), PointwiseAverage(spec)
-            branches += [point, chain, pooled]
+            branches |= {"1x1": point, "1x1-kxk": chain, "1x1-average": pooled}
             last += [point.bn, chain.second.bn, pooled.second.bn]
         for bn in last:
             nn.init.constant_(bn.weight, 1.0 if gamma_init == "one" else 0.0)

@@ -32,9 +32,9 @@ class RepVGG(FusableBlock):
         reparam: Annotated[Literal["offline"], "branches on features: each has a batch norm of its own"] = "offline",
     ) -> None:
         super().__init__(spec, reparam=reparam)
-        branches: list[nn.Module] = [ConvBN(spec), ConvBN(spec.resized(1))]
+        branches: dict[str, nn.Module] = {"k x k": ConvBN(spec), "1x1": ConvBN(spec.resized(1))}
         if spec.keeps_shape:
-            branches.append(IdentityBN(spec))
+            branches["identity"] = IdentityBN(spec)
         self.branches = Parallel(spec.kernel_size, branches)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

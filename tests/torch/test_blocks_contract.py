@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from test_blocks_sizes import make, usual_size, with_sizes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -17,12 +18,21 @@ from harness.blocks import BLOCKS
 from harness.errors import HarnessError, UnknownName, Unsupported
 
 UNITS = {"conv": 2.00, "repvgg": 3.00, "acb": 4.00, "dbb": 9.15}
-"""Saved for backward, in input maps, 64 -> 64 k3 on 8x64x56x56 in training: equal to two decimals."""
+"""Saved for backward, in input maps, 64 -> 64 on 8x64x56x56 in training: equal to two decimals."""
 
-AT_MOST = {"orepa": 2.17, "orepa_vgg": 3.15}
-"""Beyond the maps there is a kernel; how much of it is kept depends on how it is composed."""
+AT_MOST = {"orepa": 2.17, "orepa_vgg": 3.15, "orepa_1x1": 2.01, "orepa_stem": 2.12}
+"""Beyond the maps there are kernels; how many are kept depends on how they are composed."""
 
-PARAMETERS = {"conv": 36_992, "repvgg": 41_344, "acb": 61_824, "dbb": 86_784, "orepa": 128_000, "orepa_vgg": 128_192}
+PARAMETERS = {
+    "conv": 36_992,
+    "repvgg": 41_344,
+    "acb": 61_824,
+    "dbb": 86_784,
+    "orepa": 128_000,
+    "orepa_vgg": 128_192,
+    "orepa_1x1": 2 * 64 * 64 + 64 * 64 + 2 * 64 + 2 * 64,  # origin and two factors, scales, batch norm
+    "orepa_stem": 2 * (128_000 - 2 * 64) + 2 * 64,  # k 5: two of orepa's kernels, batch norm
+}
 
 
 def saved_bytes(block: nn.Module, x: Tensor) -> int:
@@ -43,7 +53,7 @@ def saved_bytes(block: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize("name", [*UNITS, *AT_MOST])
 def test_bytes_saved_for_backward(name):
     x = torch.randn(8, 64, 56, 56)
-    units = saved_bytes(blocks.create(name, 64, 64).train(), x) / x.untyped_storage().nbytes()
+    units = saved_bytes(make(name, 64, 64).train(), x) / x.untyped_storage().nbytes()
     if name in UNITS:
         assert round(units, 2) == UNITS[name]
     else:
@@ -52,9 +62,9 @@ def test_bytes_saved_for_backward(name):
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameter_counts_of_the_reference(name, count):
-    block = blocks.create(name, 64, 64)
+    block = make(name, 64, 64)
     assert sum(parameter.numel() for parameter in block.parameters()) == count
-    assert sum(parameter.numel() for parameter in block.fused().parameters()) == 64 * 64 * 9 + 64
+    assert sum(parameter.numel() for parameter in block.fused().parameters()) == 64 * 64 * usual_size(name) ** 2 + 64
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -75,15 +85,37 @@ def test_declaration_and_constructor_agree(name):
     for key, option in declared["options"].items():
         assert option["what"]
         for value in option["choices"]:
-            blocks.create(name, 4, 4, **{key: value})
-        with pytest.raises(Unsupported, match=rf"no {key} 'nonsense'"):
-            blocks.create(name, 4, 4, **{key: "nonsense"})
-    for kernel_size in range(-1, 16):
-        if kernel_size in declared["limits"]["kernel_size"]:
-            blocks.create(name, 4, 4, kernel_size)
-        else:
-            with pytest.raises(Unsupported):
-                blocks.create(name, 4, 4, kernel_size)
+            make(name, 4, 4, **{key: value})
+        assert isinstance(option["default"], bool) == (option["choices"] == [True, False])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        (name, key, value)
+        for name in BLOCKS
+        for key, option in blocks.declaration(name)["options"].items()
+        for value in ["nonsense", "true", "True", "", 1, 0, 1.0, None, True]
+        if not (value is True and value in option["choices"])
+    ],
+)
+def test_a_value_that_is_not_declared_is_refused_with_a_remedy(name, key, value):
+    choices = blocks.declaration(name)["options"][key]["choices"]
+    with pytest.raises(Unsupported, match=f"no {key} {value!r}") as refused:
+        make(name, 4, 4, **{key: value})
+    assert " or ".join(map(str, choices)) in refused.value.remedy
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if BLOCKS[name].at_least_one])
+def test_one_of_the_options_that_are_declared_so_must_be_on(name):
+    needed = blocks.declaration(name)["limits"]["at_least_one"]
+    assert all(blocks.declaration(name)["options"][key]["choices"] == [True, False] for key in needed)
+    off = dict.fromkeys(needed, False)
+    with pytest.raises(Unsupported, match="nothing left") as refused:
+        make(name, 4, 4, **off)
+    assert refused.value.remedy
+    for key in needed:
+        make(name, 4, 4, **{**off, key: True})
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -107,7 +139,7 @@ def test_declaration_and_constructor_agree(name):
 )
 def test_what_no_block_can_do_is_refused_with_a_remedy(name, place):
     with pytest.raises(Unsupported) as refused:
-        blocks.create(name, **{"c_in": 4, "c_out": 4, **place})
+        make(name, **{"c_in": 4, "c_out": 4, **place})
     assert refused.value.remedy
 
 
@@ -128,9 +160,9 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_state_copies_and_pickles(name, lived_in):
-    block = lived_in(blocks.create(name, 4, 6, groups=2)).eval()
+    block = lived_in(make(name, 4, 6, groups=2)).eval()
     x = torch.randn(2, 4, 7, 5)
-    fresh = blocks.create(name, 4, 6, groups=2).eval()
+    fresh = make(name, 4, 6, groups=2).eval()
     fresh.load_state_dict(block.state_dict())
     for twin in (fresh, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
         assert torch.equal(twin(x), block(x))
@@ -142,14 +174,13 @@ def test_state_copies_and_pickles(name, lived_in):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_moved_from_meta_has_its_constants(name):
     with torch.device("meta"):
-        block = blocks.create(name, 4, 4)
+        block = make(name, 4, 4)
     block = block.to_empty(device="cpu")
-    block.load_state_dict(blocks.create(name, 4, 4).state_dict())
+    block.load_state_dict(make(name, 4, 4).state_dict())
     assert block(torch.randn(1, 4, 5, 5)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize(("name", "kernel_size"), with_sizes(BLOCKS, 1, 3, 5, 7))
 def test_nothing_is_left_uninitialised(name, kernel_size):
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -172,7 +203,7 @@ def test_nothing_is_left_uninitialised(name, kernel_size):
     ("name", "reparam"), [(name, way) for name in BLOCKS for way in BLOCKS[name].options()["reparam"].choices]
 )
 def test_training_lowers_the_loss_and_moves_every_parameter(name, reparam):
-    block = blocks.create(name, 6, 6, reparam=reparam)
+    block = make(name, 6, 6, reparam=reparam)
     x, target = torch.randn(8, 6, 8, 8), torch.randn(8, 6, 8, 8)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.02, momentum=0.9)
     before = copy.deepcopy(dict(block.named_parameters()))
@@ -189,10 +220,10 @@ def test_training_lowers_the_loss_and_moves_every_parameter(name, reparam):
     assert not [label for label in still if not label.endswith("bias")]
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [name for name in BLOCKS if usual_size(name) > 1])  # a 1x1 has nothing to dilate
 def test_dilation_is_not_dropped_in_training(name):
     """A k x k tap at distance d answers to a point; with the dilation dropped it would be at distance 1."""
-    block = blocks.create(name, 1, 1, 3, dilation=3).eval()
+    block = make(name, 1, 1, dilation=3).eval()
     x = torch.zeros(1, 1, 9, 9)
     zero, x[0, 0, 4, 4] = block(x.clone()), 1.0
     answers = (block(x) - zero)[0, 0].abs() > 1e-7
@@ -205,7 +236,7 @@ def test_dilation_is_not_dropped_in_training(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_compiles_into_one_graph(name, lived_in):
     torch.compiler.reset()
-    block = lived_in(blocks.create(name, 4, 4, groups=2)).eval()
+    block = lived_in(make(name, 4, 4, groups=2)).eval()
     x = torch.randn(2, 4, 6, 6)
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), block(x), rtol=1e-5, atol=1e-5)
@@ -220,7 +251,7 @@ def test_compiles_into_one_graph(name, lived_in):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_exports_with_any_batch(name, lived_in):
-    block = lived_in(blocks.create(name, 4, 4)).eval()
+    block = lived_in(make(name, 4, 4)).eval()
     batch = torch.export.Dim("batch")
     exported = torch.export.export(block, (torch.randn(2, 4, 6, 6),), dynamic_shapes={"x_NCHW": {0: batch}})
     x = torch.randn(5, 4, 6, 6)

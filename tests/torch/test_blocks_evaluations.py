@@ -6,13 +6,15 @@ import math
 
 import pytest
 import torch
+from test_blocks_sizes import make, sizes_of
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import BLOCKS, algebra
-from harness.blocks.composition import compose, plain
-from harness.blocks.orepa import LinearBranches
+from harness.blocks.composition import lean, plain
+from harness.blocks.orepa import COMPONENTS, LinearBranches
 
 BOTH = [name for name in BLOCKS if len(BLOCKS[name].options()["reparam"].choices) == 2]
 
@@ -28,6 +30,9 @@ PLACES = [
     (3, 5, 7, 2, 1, 1),
     (8, 4, 13, 1, 2, 1),
 ]
+
+BOTH_SOMEWHERE = [(name, (*p[:2], k, *p[3:])) for name in BOTH for p in PLACES for k in sizes_of(name, p[2])]
+"""Every block at every place, in the nearest kernel size that it has."""
 
 
 def close(found: Tensor, wanted: Tensor, scale: float) -> bool:
@@ -45,8 +50,7 @@ def run(block: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar", "none"])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(("name", "place"), BOTH_SOMEWHERE)
 def test_online_and_offline_agree_with_all_gradients(name, place, training, scaling, lived_in):
     options = {"scaling": scaling} if "scaling" in BLOCKS[name].options() else {}
     online = lived_in(blocks.create(name, *place, reparam="online", **options)).double().train(training)
@@ -64,12 +68,13 @@ def test_online_and_offline_agree_with_all_gradients(name, place, training, scal
         torch.testing.assert_close(buffer, offline.get_buffer(label), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("point", [True, False])
+@pytest.mark.parametrize("without", ["nothing", *COMPONENTS])
 @pytest.mark.parametrize("place", PLACES)
-def test_the_composition_by_hand_is_the_plain_sum(place, point, lived_in):
-    branches = lived_in(LinearBranches(blocks.ConvSpec(*place), scaling="vector", point=point)).double()
+def test_the_composition_by_hand_is_the_plain_sum(place, without, lived_in):
+    used = set(COMPONENTS) - {without}
+    branches = lived_in(LinearBranches(blocks.ConvSpec(*place), scaling="vector", used=used)).double()
     parameters = list(branches.parameters())
-    fast, slow = branches.kernel(), branches.kernel(fast=False)
+    fast, slow = branches.kernel("lean"), branches.kernel("plain")
     torch.testing.assert_close(fast, slow, rtol=1e-13, atol=1e-13)
     assert fast.is_contiguous()
     upstream = torch.randn_like(fast)
@@ -85,7 +90,7 @@ def test_the_composition_by_hand_is_the_plain_sum(place, point, lived_in):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_composition_takes_parameters_and_gradients_in_any_layout(layout, lived_in):
     branches = lived_in(LinearBranches(blocks.ConvSpec(4, 6), scaling="vector")).double().to(memory_format=layout)
-    fast, slow = branches.kernel(), branches.kernel(fast=False)
+    fast, slow = branches.kernel("lean"), branches.kernel("plain")
     upstream = torch.randn_like(fast).contiguous(memory_format=layout)
     for a, b in zip(
         torch.autograd.grad(fast, list(branches.parameters()), upstream),
@@ -95,15 +100,17 @@ def test_the_composition_takes_parameters_and_gradients_in_any_layout(layout, li
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_the_composition_differentiates_twice(lived_in):
-    branches = lived_in(LinearBranches(blocks.ConvSpec(2, 2, groups=2), scaling="vector")).double()
-    weights = branches.weights()
-    *tensors, points = (w.detach().requires_grad_() if isinstance(w, Tensor) else w for w in weights)
-    tensors[6].requires_grad_(False)  # the basis is constant
+@pytest.mark.parametrize("without", ["nothing", *COMPONENTS])
+def test_the_composition_differentiates_twice(without, lived_in):
+    used = set(COMPONENTS) - {without}
+    branches = lived_in(LinearBranches(blocks.ConvSpec(2, 2, groups=2), scaling="vector", used=used)).double()
+    names = dict(branches.named_parameters())
 
     def function(*values: Tensor) -> Tensor:
-        return compose(type(weights)(*values, points), 2)  # type: ignore[arg-type]
+        return functional_call(branches, dict(zip(names, values, strict=True)), ())
 
+    branches.forward = lambda: branches.kernel("lean")
+    tensors = tuple(parameter.detach().requires_grad_() for parameter in names.values())
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
 
@@ -123,9 +130,9 @@ def test_the_composition_repeats_to_the_bit(lived_in):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["orepa", "orepa_vgg"])
+@pytest.mark.parametrize("name", ["orepa", "orepa_vgg", "orepa_stem"])
 def test_the_kernel_is_composed_outside_autocast(name, lived_in):
-    block = lived_in(blocks.create(name, 8, 8)).eval()
+    block = lived_in(make(name, 8, 8)).eval()
     branches = next(module for module in block.modules() if isinstance(module, LinearBranches))
     parameters = list(branches.parameters())
     exact = branches.kernel()
@@ -141,7 +148,7 @@ def test_the_kernel_is_composed_outside_autocast(name, lived_in):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_autocast_stays_near_float32(name, lived_in):
-    block = lived_in(blocks.create(name, 8, 8)).train()
+    block = lived_in(make(name, 8, 8)).train()
     x = torch.randn(4, 8, 6, 6)
     wanted = block(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -167,36 +174,6 @@ def test_the_frequency_prior_is_right_for_every_kernel_size(k, c_out):
             for w in range(k):
                 tap, channel = (h, o + 1) if o < c_out / 2 else (w, o + 1 - c_out / 2)
                 assert found[o, h, w].item() == pytest.approx(math.cos(math.pi * (tap + 0.5) * channel / k), abs=1e-12)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_orepa_is_the_sum_of_its_papers_branches(place, lived_in):
-    """Written from the reference, one output channel and one input channel at a time."""
-    c_in, c_out, k, stride, groups, dilation = place
-    block = lived_in(blocks.create("orepa", *place)).double().eval()
-    b = block.branches
-    v, inputs, width, rows = b.scales, c_in // groups, b.first.shape[0] // groups, c_out // groups
-    assert b.first.shape[0] == (c_in if groups <= 4 else 2 * c_in)
-    average, prior, point = b.points
-    kernel = torch.zeros(c_out, inputs, k, k, dtype=torch.float64)
-    for o in range(c_out):
-        c = o // rows
-        for i in range(inputs):
-            term = v[0, o] * b.origin[o, i] + v[1, o] * average[o, i] / k**2
-            term = term + v[2, o] * prior[o, i] * b.basis[o, :, 1].reshape(k, k)
-            centre = torch.zeros(k, k, dtype=torch.float64)
-            centre[k // 2, k // 2] = 1
-            term = term + v[3, o] * point[o, i] * centre
-            for t in range(width):
-                row = c * width + t
-                factor = b.first[row, i, 0, 0] + (1.0 if row % inputs == i else 0.0)
-                term = term + v[4, o] * factor * b.second[o, t]
-            for t in range(8):
-                term = term + v[5, o] * b.pointwise[o, 8 * i + t, 0, 0] * b.depthwise[8 * (c * inputs + i) + t, 0]
-            kernel[o, i] = term
-    x = torch.randn(2, c_in, 7, 7, dtype=torch.float64)
-    wanted = block.bn(F.conv2d(x, kernel, None, stride, dilation * (k // 2), dilation, groups))
-    torch.testing.assert_close(block(x), wanted, rtol=1e-12, atol=1e-12)
 
 
 def norm(bn: nn.BatchNorm2d, y: Tensor) -> Tensor:
@@ -243,5 +220,6 @@ def test_dbb_is_the_sum_of_its_papers_branches(place, lived_in):
 
 def test_plain_is_the_kernel_that_folding_uses(lived_in):
     block = lived_in(blocks.create("orepa", 4, 4)).double()
-    weight = plain(block.branches.weights(), 1)
+    weight = plain(block.branches.weights())
+    torch.testing.assert_close(weight, lean(block.branches.weights()), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(block.kernel().weight, algebra.fold(weight, block.bn).weight, rtol=0, atol=0)

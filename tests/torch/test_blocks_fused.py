@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from test_blocks_sizes import make, sizes_of, with_sizes
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
@@ -29,9 +30,8 @@ def interior(y_NCHW: Tensor, rim: int) -> Tensor:
     return y_NCHW[:, :, rim:-rim, rim:-rim] if rim else y_NCHW
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 13])
 @pytest.mark.parametrize(("c_in", "c_out", "groups"), LAYOUTS)
-@pytest.mark.parametrize("name", FUSABLE)
+@pytest.mark.parametrize(("name", "kernel_size"), with_sizes(FUSABLE, 1, 3, 5, 7, 13))
 def test_a_fused_block_computes_what_the_trained_block_computes(name, c_in, c_out, groups, kernel_size, lived_in):
     for stride, dilation in product([1, 2], [1, 2]):
         block = lived_in(blocks.create(name, c_in, c_out, kernel_size, stride, groups, dilation)).double().eval()
@@ -52,7 +52,7 @@ def test_a_fused_block_computes_what_the_trained_block_computes(name, c_in, c_ou
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 3), (1, 7), (5, 4)])
 @pytest.mark.parametrize("name", FUSABLE)
 def test_inputs_smaller_than_the_kernel(name, shape, lived_in):
-    for kernel_size, stride, dilation in product([3, 5, 13], [1, 2], [1, 3]):
+    for kernel_size, stride, dilation in product(sizes_of(name, 3, 5, 13), [1, 2], [1, 3]):
         block = lived_in(blocks.create(name, 6, 6, kernel_size, stride, 2, dilation)).double().eval()
         x = torch.randn(2, 6, *shape, dtype=torch.float64)
         assert relative(block.fused()(x), block(x)) <= 1e-12
@@ -68,14 +68,14 @@ def test_inputs_smaller_than_the_kernel(name, shape, lived_in):
     ],
 )
 def test_every_option_fuses(name, key, value, lived_in):
-    block = lived_in(blocks.create(name, 4, 4, **{key: value})).double().eval()
+    block = lived_in(make(name, 4, 4, **{key: value})).double().eval()
     x = torch.randn(2, 4, 7, 7, dtype=torch.float64)
     assert relative(block.fused()(x), block(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_fusing_makes_something_new_and_leaves_the_block_alone(name, lived_in):
-    block = lived_in(blocks.create(name, 4, 4)).train()
+    block = lived_in(make(name, 4, 4)).train()
     block.requires_grad_(False)
     before, stream = copy.deepcopy(block.state_dict()), torch.get_rng_state()
     first, second = block.fused(), block.fused()
@@ -91,7 +91,7 @@ def test_fusing_makes_something_new_and_leaves_the_block_alone(name, lived_in):
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_block_in_training_mode_fuses_by_its_running_statistics(name, lived_in):
-    block = lived_in(blocks.create(name, 4, 4)).double().train()
+    block = lived_in(make(name, 4, 4)).double().train()
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     fused = block.fused()
     assert relative(fused(x), block.eval()(x)) <= 1e-12
@@ -99,7 +99,7 @@ def test_a_block_in_training_mode_fuses_by_its_running_statistics(name, lived_in
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_fused_block_can_be_fine_tuned(name, lived_in):
-    fused = lived_in(blocks.create(name, 4, 4)).requires_grad_(False).fused()
+    fused = lived_in(make(name, 4, 4)).requires_grad_(False).fused()
     before = fused.weight.detach().clone()
     optimizer = torch.optim.SGD(fused.parameters(), lr=0.01)
     loss = fused(torch.randn(2, 4, 6, 6)).square().mean()
@@ -111,8 +111,8 @@ def test_a_fused_block_can_be_fine_tuned(name, lived_in):
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_fused_state_loads_into_a_fresh_fused_block(name, lived_in):
-    fused = lived_in(blocks.create(name, 4, 4)).fused()
-    fresh = blocks.create(name, 4, 4).fused()
+    fused = lived_in(make(name, 4, 4)).fused()
+    fresh = make(name, 4, 4).fused()
     fresh.load_state_dict(fused.state_dict())
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(fresh(x), fused(x))
@@ -121,11 +121,11 @@ def test_a_fused_state_loads_into_a_fresh_fused_block(name, lived_in):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_half_precision_block_is_folded_exactly_and_rounded_once(name, dtype, lived_in):
-    block = lived_in(blocks.create(name, 4, 4)).to(dtype).eval()
+    block = lived_in(make(name, 4, 4)).to(dtype).eval()
     fused = block.fused()
     assert fused.weight.dtype == fused.bias.dtype == dtype
     fused(torch.randn(1, 4, 5, 5, dtype=dtype))  # the authors' RepVGG raises here: weight float32, bias half
-    exact = blocks.create(name, 4, 4).double()
+    exact = make(name, 4, 4).double()
     exact.load_state_dict(block.state_dict())  # the same numbers, in float64
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(fused.weight.double(), exact.fused().weight, rtol=rounding, atol=rounding)
@@ -133,28 +133,28 @@ def test_a_half_precision_block_is_folded_exactly_and_rounded_once(name, dtype, 
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_float32_is_off_by_rounding_only(name, lived_in):
-    block = lived_in(blocks.create(name, 16, 16)).eval()
+    block = lived_in(make(name, 16, 16)).eval()
     x = torch.randn(2, 16, 12, 12)
     assert relative(block.fused()(x), block(x)) <= 5e-6
 
 
-@pytest.mark.parametrize("name", FUSABLE)
-def test_shapes_fuse_without_numbers(name):
+@pytest.mark.parametrize(("name", "kernel_size"), with_sizes(FUSABLE, 5))
+def test_shapes_fuse_without_numbers(name, kernel_size):
     with torch.device("meta"):
-        fused = blocks.create(name, 8, 16, 5, 2, 4, 2).fused()
+        fused = blocks.create(name, 8, 16, kernel_size, 2, 4, 2).fused()
     assert fused.weight.is_meta
     with FakeTensorMode():
-        block = blocks.create(name, 8, 16, 5, 2, 4, 2)
+        block = blocks.create(name, 8, 16, kernel_size, 2, 4, 2)
         fake = block.fused()
         y, z = block(torch.randn(2, 8, 9, 9)), fake(torch.randn(2, 8, 9, 9))
-    assert fused.weight.shape == fake.weight.shape == (16, 2, 5, 5)
+    assert fused.weight.shape == fake.weight.shape == (16, 2, kernel_size, kernel_size)
     assert y.shape == z.shape == (2, 16, 5, 5)
-    assert fake.weight.stride() == fused.weight.stride() == (50, 25, 5, 1)
+    assert fake.weight.stride() == fused.weight.stride() == (2 * kernel_size**2, kernel_size**2, kernel_size, 1)
 
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_channels_last(name, lived_in):
-    block = lived_in(blocks.create(name, 4, 4)).eval()
+    block = lived_in(make(name, 4, 4)).eval()
     x = torch.randn(2, 4, 6, 6)
     wanted = block(x)
     assert wanted.is_contiguous()
@@ -167,7 +167,7 @@ def test_channels_last(name, lived_in):
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_fusing_under_inference_mode_gives_trainable_parameters(name):
-    block = blocks.create(name, 4, 4)
+    block = make(name, 4, 4)
     with torch.inference_mode():
         fused = block.fused()
     fused(torch.randn(1, 4, 5, 5)).sum().backward()

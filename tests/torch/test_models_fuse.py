@@ -12,7 +12,9 @@ from harness.errors import HarnessError
 from harness.memory import build_on_meta
 from harness.models import build, fuse, randomize_statistics, swap
 
-FUSABLE = [name for name in BLOCKS if BLOCKS[name].fusable()]
+FUSABLE = [name for name in BLOCKS if BLOCKS[name].fusable() and {3, 7} <= set(BLOCKS[name].kernel_sizes)]
+ONE_SIZE = [("orepa_1x1", 1), ("orepa_stem", 7)]
+"""Blocks that do not fit where others do, and the layers that they take the place of."""
 SIDE = 32
 
 
@@ -34,9 +36,9 @@ SMALL = [
     ("layer", None),
 ]
 LARGE = [("resnet50", None), ("mobilenetv2_100", None)]
-CASES = [(*case, block) for case in SMALL for block in FUSABLE] + [
-    pytest.param(*case, block, marks=pytest.mark.slow) for case in LARGE for block in ("repvgg", "dbb")
-]
+CASES = [(*case, block) for case in SMALL for block in FUSABLE]
+CASES += [("resnet50" if size == 1 else "convnext_tiny", size, block) for block, size in ONE_SIZE]
+CASES += [pytest.param(*case, block, marks=pytest.mark.slow) for case in LARGE for block in ("repvgg", "dbb")]
 
 
 @pytest.mark.parametrize(("backbone", "where", "block"), CASES)
