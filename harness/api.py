@@ -8,6 +8,7 @@ import yaml
 
 from harness.execution import run_suite
 from harness.planning import plan as make_plan
+from harness.published import check as check_published
 from harness.store.run import Run
 from harness.suite import Suite, load_suite
 
@@ -30,7 +31,10 @@ def run(
     if not isinstance(suite, Suite):
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    outcome = run_suite(make_plan(wanted), suite_text=text, suite_path=path, out=out, new=new, executor=executor)
+    planned = make_plan(wanted)
+    # a Suite in hand may have been loaded with other axes than its figures speak of
+    check_published(wanted, planned, complete=not isinstance(suite, Suite))
+    outcome = run_suite(planned, suite_text=text, suite_path=path, out=out, new=new, executor=executor)
     if outcome.interrupted:
         raise KeyboardInterrupt
     return outcome.run

@@ -6,11 +6,14 @@ import base64
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from harness.registry import unknown
 from harness.report import text as write
+from harness.report.breakdown import breakdowns, facts_of
 from harness.report.environment import flat, hardware
+from harness.report.published import Beside, beside
 from harness.report.sentences import sentences
 from harness.report.tables import GroupView, Table, tables, views
 from harness.verdict.labels import describe, varying
@@ -26,6 +29,10 @@ NOTE = (
     "Times are geometric means over rounds, one fresh process each; ± and [ ] are 99 % intervals (Student's t). "
     "A ratio pairs the two times of each round. Counts are exact."
 )
+
+
+PUBLISHED = "Published, and found by this run"
+"""Heading of what stands first, since a suite that names published figures was written to be answered by it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Page:
     name: str
     hardware: str
     note: str
+    published: list[Beside]
     sections: list[Section]
     failures: list[str]
     environment: list[tuple[str, str]]
@@ -93,10 +101,18 @@ def _render(run: Run, groups: list[GroupView], format: str) -> str:
 
 def page(run: Run, groups: list[GroupView]) -> Page:
     """What a report says, whatever it is written in."""
-    sections = [Section(view.title, tables(view), sentences(view)) for view in groups]
-    environment = list(flat(run.environment))
+    facts = facts_of(run)
+    sections = [Section(view.title, [*tables(view), *breakdowns(view, facts)], sentences(view)) for view in groups]
+    published, problems = beside(run, groups)
     return Page(
-        run.name, hardware(run.environment), NOTE, sections, _failures(run), environment, run.suite_text.strip()
+        run.name,
+        hardware(run.environment),
+        NOTE,
+        published,
+        sections,
+        [*_failures(run), *problems],
+        list(flat(run.environment)),
+        run.suite_text.strip(),
     )
 
 
@@ -111,6 +127,11 @@ def _failures(run: Run) -> list[str]:
 
 def _text(page: Page) -> str:
     lines = [page.name, page.hardware, page.note]
+    if page.published:
+        lines += ["", PUBLISHED, "=" * len(PUBLISHED)]
+    for one in page.published:
+        said = [f"({one.table.caption})", *one.notes]
+        lines += ["", one.table.title, "", write.text(one.table), "", *(_wrapped(line) for line in said)]
     for section in page.sections:
         lines += ["", section.title, "=" * len(section.title)]
         for table in section.tables:
@@ -124,9 +145,18 @@ def _text(page: Page) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _wrapped(line: str) -> str:
+    return fill(line, write.WIDTH, break_on_hyphens=False)  # an id is searched for as a whole
+
+
 def _markdown(page: Page) -> str:
     escape = write.markdown_escape
     lines = [f"# {escape(page.name)}", "", escape(page.hardware), "", page.note]
+    if page.published:
+        lines += ["", f"## {PUBLISHED}"]
+    for one in page.published:
+        lines += ["", f"**{escape(one.table.title)}**", "", write.markdown(one.table), "", escape(one.table.caption)]
+        lines += ["", *(f"- {escape(note)}" for note in one.notes)]
     for section in page.sections:
         lines += ["", f"## {escape(section.title)}", "", *(f"- {escape(line)}" for line in section.sentences)]
         for table in section.tables:
@@ -141,6 +171,8 @@ def _markdown(page: Page) -> str:
 def _latex(page: Page) -> str:
     escape = write.latex_escape
     lines = [r"% \usepackage{booktabs,textcomp} \usepackage[T1]{fontenc}"]
+    for one in page.published:
+        lines += [f"\n{write.latex(one.table)}", "", *(escape(note) + r"\par" for note in one.notes)]
     for section in page.sections:
         lines += [f"\n{write.latex(table)}" for table in section.tables]
         lines += ["", *(escape(sentence) for sentence in section.sentences)]
@@ -155,4 +187,4 @@ def _html(run: Run, groups: list[GroupView], pictures: list[tuple[str, bytes]]) 
     source = files("harness.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     encoded = [(name, base64.b64encode(picture).decode()) for name, picture in pictures]
-    return environment.from_string(source).render(page=page(run, groups), pictures=encoded)
+    return environment.from_string(source).render(page=page(run, groups), heading=PUBLISHED, pictures=encoded)

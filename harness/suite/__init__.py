@@ -7,16 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import SuiteError
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Rule, Suite, as_written
+from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Published, Rule, Suite, as_written
 from harness.suite.names import check_names, where_value
 from harness.suite.source import Source
 
-__all__ = ["WHOLE", "Axes", "Expression", "Gate", "Part", "Suite", "load_suite", "parse_suite", "where_value"]
+__all__ = [
+    "WHOLE",
+    "Axes",
+    "Expression",
+    "Gate",
+    "Part",
+    "Published",
+    "Suite",
+    "load_suite",
+    "parse_suite",
+    "published_in",
+    "where_value",
+]
 
 
 def load_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Suite:
@@ -46,6 +58,26 @@ def parse_suite(source: Source, name: str, overrides: Sequence[str] = ()) -> Sui
         raise _translated(problem, source, changed) from None
     check_names(suite.read_from(source))
     return suite
+
+
+def published_in(text: str) -> list[Published]:
+    """The published entries of a run's suite, whatever else its text says.
+
+    A report of an old run needs no more: axes and metrics are in its plan, and may no longer pass today's checks.
+    Overrides change axes only. Empty for a text that is no suite; SuiteError for entries that cannot be read.
+    """
+    try:
+        source = Source(text, "the run's suite")
+    except SuiteError:
+        return []
+    try:
+        return TypeAdapter(list[Published]).validate_python(source.values.get("published", []))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        path = ".".join(str(step) for step in first["loc"] if not _is_tag(step))
+        raise source.fail(
+            f"published.{path}: {first['msg']}", "report with the version that measured", ("published", *first["loc"])
+        ) from None
 
 
 def _refuse_both(values: dict[str, Any], source: Source) -> None:
@@ -96,6 +128,13 @@ def _translated(problem: ValidationError, source: Source, overrides: Source) -> 
     return source.fail(f"{path}: {shown}{message}", _wanted(model, inside, first["type"]), location)
 
 
+MODELS: dict[str, Any] = {
+    "axes": Axes, "compare": Compare, "exclude": Rule, "include": Rule, "budget": BudgetSpec, "gates": Gate,
+    "published": Published,
+}  # fmt: skip
+"""What a key's value is made of."""
+
+
 def _is_tag(step: str | int) -> bool:
     """Steps that pydantic adds for validators and unions, which no file has."""
     return isinstance(step, str) and (step.startswith(("function-", "list[", "is-instance")) or step in ("int", "str"))
@@ -104,9 +143,8 @@ def _is_tag(step: str | int) -> bool:
 def _home(location: Sequence[str | int]) -> tuple[Any, tuple[str | int, ...]]:
     """The model in which the last step of `location` is a key, and the location within its part."""
     inside = tuple(location[2:] if location[:1] == ("parts",) else location)
-    models = {"axes": Axes, "compare": Compare, "exclude": Rule, "include": Rule, "budget": BudgetSpec, "gates": Gate}
     if len(inside) > 1:
-        return models.get(str(inside[0]), Suite), inside
+        return MODELS.get(str(inside[0]), Suite), inside
     return (Part if inside is not location and len(location) > 2 else Suite), inside
 
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, WithJsonSchema
 
+from harness.catalog.vocabulary import DTYPES
 from harness.errors import SuiteError
-from harness.records import Budget, Variant
+from harness.records import Budget, Form, Variant
 from harness.suite.source import Source
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -22,6 +23,19 @@ WHOLE = "whole"
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+COUNTS = {"1": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+PUBLISHED_UNITS: dict[str, tuple[tuple[str, ...], float]] = {
+    **{name: (("B",), float(size)) for name, size in UNITS.items()},
+    **{name: (("s",), size) for name, size in TIMES.items()},
+    **{name: (("1", "MAC"), size) for name, size in COUNTS.items()},
+    "%": (("fraction",), 0.01),
+}
+"""Unit of a published number -> the quantities' units that it can stand for, and how much of one it is.
+
+GB is 1e9 bytes and GiB 2**30; M and G count parameters as well as multiply-accumulates.
+"""
 
 
 def _as_list(value: Any) -> Any:
@@ -91,6 +105,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Variants = Annotated[list[VariantValue], BeforeValidator(_as_list), Field(min_length=1)]
 Wheres = Annotated[list[WhereValue], BeforeValidator(_as_list), Field(min_length=1)]
+Truths = Annotated[list[Annotated[bool, Field(strict=True)]], BeforeValidator(_as_list), Field(min_length=1)]
 Wholes = Annotated[list[Whole], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -105,7 +120,7 @@ class Axes(Strict):
     backbone: Variants = Field(description="layer, plain_a0/a1/b0, or any timm CNN by name")
     kernel_size: Wholes | None = Field(None, description="odd, 1 to 13; left out: as the backbone has it (layer: 3)")
     device: Variants = Field(default=[Variant("cpu")], description="cpu, cuda, cuda:1, xpu, mps")
-    dtype: Texts = Field(default=["float32"], description="float64, float32, tf32, float16, bfloat16")
+    dtype: Texts = Field(default=["float32"], description=", ".join(DTYPES))
     memory_format: Texts = Field(default=["contiguous"], description="contiguous, channels_last")
     batch_size: Wholes | None = Field(None, description="default 8 on cpu and for layer, 64 on an accelerator")
     image_size: Wholes | None = Field(None, description="pixels; default 96 on cpu, 224 on an accelerator, layer 56")
@@ -113,6 +128,7 @@ class Axes(Strict):
     where: Wheres = Field(default=[Variant("default")], description="which layers are replaced")
     dataset: Variants = Field(default=[Variant("mnist")], description="what accuracy trains on")
     threads: Wholes | None = Field(None, description="CPU threads; left out: torch's own choice")
+    checkpointing: Truths = Field(default=[False], description="true: compute activations again in backward")
 
 
 class Rule(Strict):
@@ -162,7 +178,43 @@ class Gate(Strict):
     gate: bool = Field(True, description="false: reported, but fails nothing")
     threshold: Annotated[float, Field(ge=0)] | None = Field(None, description="relative, 0.03 is 3 %")
     floor: Annotated[float, Field(ge=0)] | None = Field(None, description="absolute, in the quantity's SI unit")
-    limit: Annotated[float, Field(ge=0)] | None = Field(None, description="for bounded quantities")
+    limit: Annotated[float, Field(ge=0)] | None = Field(None, description="for bounded and close quantities")
+
+
+def _as_unit(value: Any) -> Any:
+    """A bare 1 is the unit of plain counts, not a number."""
+    return "1" if value == 1 and type(value) is int else value
+
+
+class Published(Strict):
+    """Numbers from a paper, each beside the cell of this suite that measures the same thing."""
+
+    title: Annotated[str, Field(min_length=1)] = Field(description="of the table in the report")
+    metric: str = Field(description="a quantity that this suite's metrics read, as train_memory")
+    form: Form = Field("train", description="train, or fused")
+    unit: Annotated[str, BeforeValidator(_as_unit)] = Field(
+        description=f"of the published numbers: {', '.join(PUBLISHED_UNITS)}; GB is 1e9 bytes, GiB 2**30"
+    )
+    saved_from: VariantValue | int | None = Field(
+        None, description="the variant of each group whose extra over the reference is what the others save from"
+    )
+    figures: dict[str, str] = Field(
+        min_length=1,
+        description='a published id and the one cell it speaks of, as in OREPA-T4-005: block == "dbb" and '
+        'backbone == "resnet18"; part is an axis too',
+    )
+    note: str = Field("", description="what else there is to say, printed under the table")
+
+    @property
+    def factor(self) -> float:
+        """How much of the quantity's SI unit one published unit is."""
+        return PUBLISHED_UNITS[self.unit][1]
+
+    @property
+    def yardstick(self) -> str | None:
+        """`saved_from` as the label of a value of the compared axis."""
+        chosen = self.saved_from
+        return chosen.label if isinstance(chosen, Variant) else None if chosen is None else str(chosen)
 
 
 class Part(Strict):
@@ -184,6 +236,7 @@ class Suite(Strict):
     parts: dict[Annotated[str, Field(pattern=NAME)], Part] = Field(min_length=1)
     budget: BudgetSpec = BudgetSpec()
     gates: dict[str, Gate] = {}
+    published: list[Published] = Field(default=[], description="what a paper printed, beside what this suite finds")
     _source: Source | None = PrivateAttr(default=None)
 
     def read_from(self, source: Source) -> Self:

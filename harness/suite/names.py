@@ -1,4 +1,4 @@
-"""Checks what the axes, metrics and gates of a suite name against the catalog, with the place of each mistake."""
+"""Checks what axes, metrics, gates and published entries name against the catalog, with the place of each mistake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import HarnessError, SuiteError
 from harness.records import Variant
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import Axes, Part, Suite
+from harness.suite.model import PUBLISHED_UNITS, Axes, Part, Published, Suite, as_bytes
 
 LARGEST_KERNEL = 13
 TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
@@ -31,6 +31,35 @@ def check_names(suite: Suite) -> None:
         if gate not in read:
             error = unknown("quantity that this suite's metrics read", gate, read)
             raise suite.fail(error.problem, error.remedy, ("gates", gate), key=True)
+    for i, entry in enumerate(suite.published):
+        _check_published(suite, entry, ("published", i), read)
+
+
+def _check_published(suite: Suite, entry: Published, at: Location, read: Collection[str]) -> None:
+    """What can be known of published figures without the figures and without the plan."""
+    if entry.metric not in read:
+        error = unknown("quantity that this suite's metrics read", entry.metric, read)
+        raise suite.fail(error.problem, error.remedy, (*at, "metric"))
+    quantity = catalog.quantities()[entry.metric]
+    if entry.form not in quantity.forms:
+        remedy = f"use {' or '.join(form or repr(form) for form in quantity.forms)}"
+        raise suite.fail(f"{entry.metric} has no form {entry.form!r}", remedy, (*at, "form"))
+    if entry.unit not in PUBLISHED_UNITS:
+        error = unknown("unit", entry.unit, _units_for(quantity.unit))
+        raise suite.fail(error.problem, error.remedy, (*at, "unit"))
+    if entry.unit not in _units_for(quantity.unit):
+        problem = f"{entry.metric} is not measured in {entry.unit}"
+        raise suite.fail(problem, f"use {', '.join(_units_for(quantity.unit))}", (*at, "unit"))
+    for id_, text in entry.figures.items():
+        try:
+            Expression(text)
+        except HarnessError as problem:
+            raise suite.fail(problem.problem, problem.remedy, (*at, "figures", id_)) from None
+
+
+def _units_for(unit: str) -> list[str]:
+    """The published units that a quantity's SI unit can be written in."""
+    return [name for name, (units, _) in PUBLISHED_UNITS.items() if unit in units]
 
 
 def _quantities(metric: str) -> Any:
@@ -196,6 +225,17 @@ def nearest(word: str, known: Collection[str]) -> list[str]:
     return near or sorted(known)
 
 
+def _memory_problem(value: Any) -> tuple[str, str] | None:
+    """Bytes, or an amount with a unit; None for nothing said."""
+    try:
+        amount = as_bytes(value)
+    except ValueError as problem:
+        return str(problem), "write an amount as 24GiB"
+    if amount is None or (isinstance(amount, int) and not isinstance(amount, bool) and amount > 0):
+        return None
+    return f"{value!r} is not an amount of memory", "write bytes, or an amount as 24GiB"
+
+
 def option_problem(declared: Mapping[str, Any], value: Any) -> tuple[str, str] | None:
     """Why a value does not suit an option, and what would; None when it does."""
     choices = declared.get("choices")
@@ -206,6 +246,8 @@ def option_problem(declared: Mapping[str, Any], value: Any) -> tuple[str, str] |
         shown = ", ".join("null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices)
         return f"{value!r} is not one of its values", declared.get("remedy") or f"use {shown}"
     kind = declared["type"]
+    if kind == "memory":
+        return _memory_problem(value)
     if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return f"{value!r} is not a {kind}", f"write a {kind}" + (
             f", as {declared['default']}" if declared.get("default") is not None else ""

@@ -9,7 +9,7 @@ from typing import Any
 from harness import catalog
 from harness.catalog import vocabulary
 from harness.catalog.where import PRESETS
-from harness.suite.model import Axes, Suite
+from harness.suite.model import PUBLISHED_UNITS, Axes, Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -42,6 +42,9 @@ def schema() -> dict[str, Any]:
         axes[axis] = {**_described(axes[axis]), **_one_or_list({"type": "integer", "minimum": 1})}
     part["properties"]["metrics"] = text["properties"]["metrics"] = _one_or_list(_variant(catalog.metrics()))
     text["properties"]["gates"]["propertyNames"] = {"enum": sorted(catalog.quantities())}
+    published = text["$defs"]["Published"]["properties"]
+    published["metric"]["enum"] = sorted(catalog.quantities())
+    published["unit"] = {**_described(published["unit"]), "enum": [*PUBLISHED_UNITS, 1]}
     text["$defs"]["Compare"]["properties"]["axis"]["enum"] = list(Axes.model_fields)
     return {"$schema": DIALECT, **text}
 
