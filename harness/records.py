@@ -24,10 +24,15 @@ Form = Literal["train", "fused", ""]
 
 
 class Kind(StrEnum):
-    """How a quantity is compared: for equality, with a limit, or by statistics."""
+    """How a quantity is compared: for equality, with a limit, with what was stored, or by statistics.
+
+    Close is within a tolerance of the stored values, element by element: such a reading has several values, and they
+    are one result, not repeated measurements.
+    """
 
     COUNT = "count"
     BOUNDED = "bounded"
+    CLOSE = "close"
     SAMPLED = "sampled"
 
 
@@ -117,6 +122,8 @@ class Cell:
     threads: int | None
     part: str = ""
     """Of a suite with several parts, the one that asks for this cell."""
+    checkpointing: bool = False
+    """Whether activations are computed again in backward instead of kept."""
 
     @cached_property
     def id(self) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness import catalog
 from harness.errors import HarnessError
-from harness.records import Record
+from harness.records import Kind, Record
 from harness.registry import unknown
 from harness.verdict.labels import axes_of, describe, reading_name, varying
 from harness.verdict.units import scale_for
 
 if TYPE_CHECKING:
     from harness.verdict.run import Run
+
+CLOSE = frozenset(name for name, quantity in catalog.quantities().items() if quantity.kind is Kind.CLOSE)
+"""Quantities whose several values are one result."""
 
 TAIL = 40
 """Lines of a dead worker's output: its last words are there."""
@@ -31,7 +35,7 @@ def show(run: Run, cell_id_prefix: str) -> str:
     records = [record for record in run.records() if record.cell == cell]
     axes = axes_of(run.cells, cell)
     lines = [f"cell {cell}", describe(axes, varying(run.cells)), f"group {run.cells['group'][cell]}", ""]
-    lines += [f"  {axis}: {value}" for axis, value in axes.items() if value not in (None, "")]
+    lines += [f"  {axis}: {value}" for axis, value in axes.items() if value not in (None, "", False)]
     lines += ["", "samples", *_samples(run, cell)]
     lines += _facts(records)
     for record in records:
@@ -64,6 +68,9 @@ def _samples(run: Run, cell: str) -> Iterator[str]:
             whole = abs(values[0]) < 1e15 and float(values[0]).is_integer() and scale.factor != 1
             yield f"  {name}: {scale.with_unit(values[0])}{f' ({values[0]:,.0f})' if whole else ''}"
             continue
+        if str(rows["metric"].iloc[0]) in CLOSE:
+            yield f"  {name}: {' '.join(f'{value:.6g}' for value in values)}"
+            continue
         middle, least, most = (scale.text(f(finite)) if len(finite) else "–" for f in (np.median, np.min, np.max))
         rounds = rows["round"].nunique()
         yield f"  {name}: median {middle} {scale.name}, {least} to {most}, {len(values)} samples in {rounds} rounds"
@@ -82,16 +89,29 @@ def _facts(records: list[Record]) -> Iterator[str]:
     """Facts of readings, each once; those that differ by round with all their values."""
     found: dict[str, dict[str, list[str]]] = {}
     for record in records:
-        sources: list[tuple[str, Any]] = [(reading_name(r.metric, r.form), r.facts) for r in record.readings]
-        for name, facts in [*sources, (record.metric or str(record.kind), record.facts)]:
-            for key, value in facts.items():
-                text = value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False, default=str)
-                found.setdefault(name, {}).setdefault(key, []).append(_short(text))
+        sources: list[tuple[str, Any, str]] = [
+            (reading_name(r.metric, r.form), r.facts, r.unit) for r in record.readings
+        ]
+        for name, facts, unit in [*sources, (record.metric or str(record.kind), record.facts, "")]:
+            for key, text in _texts(facts, unit):
+                found.setdefault(name, {}).setdefault(key, []).append(text)
     if found:
         yield from ("", "facts")
     for name, known in found.items():
         for key, values in known.items():
             yield f"  {name}: {key}: {_few(list(dict.fromkeys(values)), 6)}"
+
+
+def _texts(facts: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
+    """Facts as lines: one for each part of a breakdown and for each item of a list of sentences."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value and all(isinstance(part, int) for part in value.values()):
+            yield from ((f"{key}: {name}", scale_for(unit, [part]).with_unit(part)) for name, part in value.items())
+        elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            yield from ((f"{key} {number}", item) for number, item in enumerate(value, 1))
+        else:
+            text = value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False, default=str)
+            yield key, _short(text)
 
 
 def _rounded(value: Any) -> Any:

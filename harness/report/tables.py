@@ -23,9 +23,10 @@ LEARNING = ("accuracy", "changed_predictions", "train_loss")
 LOPSIDED = 0.3
 """Share of the value above which an interval made on logs is no longer fairly written as ±."""
 
-RUNNING = ("latency", "mac_rate", "macs", "macs_kernel")
+RUNNING = ("latency", "mac_rate", "macs", "macs_kernel", "winograd_muls")
 DERIVED = ("throughput", "mac_rate")
-ORDER = ("train_step", "throughput", "train_memory", "saved_memory", "latency", "mac_rate", "macs", "params")
+ORDER = ("train_step", "throughput", "train_memory", "predicted_train_memory", "saved_memory", "max_batch", "latency",
+         "mac_rate", "macs", "params")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def tables(view: GroupView) -> list[Table]:
 def theme_of(view: GroupView, metric: str, form: str) -> str:
     """Which of the three questions a reading answers."""
     row = next(row for key, row in view.readings.items() if key[1:] == (metric, form))
-    if row.kind == Kind.BOUNDED or metric in LEARNING:
+    if row.kind in (Kind.BOUNDED, Kind.CLOSE) or metric in LEARNING:
         return EXACT
     return RUN if metric in RUNNING or form == "fused" else TRAIN
 
@@ -168,7 +169,9 @@ def _columns(view: GroupView, metric: str, form: str) -> Iterator[Column]:
     ratios = [view.ratios.get((cell, metric, form)) for cell in view.variants]
     texts = tuple(_value(row, ratio, scale) for row, ratio in zip(rows, ratios, strict=True))
     title = heading(view, metric, form)
-    yield Column((*title, f"[{scale.name}]") if scale.name else title, texts)
+    close = any(row is not None and row.kind == Kind.CLOSE for row in rows)
+    below = ", ".join(text for text in (scale.name, "first value" if close else "") if text)
+    yield Column((*title, f"[{below}]") if below else title, texts)
     if metric not in DERIVED and any(_has_ratio(ratio) for ratio in ratios):
         points = unit == "fraction"
         against = tuple(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.records import AXES, Reading, Record
+from harness.records import AXES, Kind, Reading, Record
 from harness.store.run import Run, quantities_of, quantity_of
 
 ROUND_COLUMNS = ["cell", "metric", "form", "unit", "kind", "better", "round", "value", "status"]
@@ -35,13 +35,14 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
     if record.status.measured:
         for reading in record.readings:
             quantity = quantity_of(reading.metric)
+            kind = quantity.kind if quantity else Kind.SAMPLED
             yield shared | {
                 "metric": reading.metric,
                 "form": reading.form,
                 "unit": reading.unit,
-                "kind": str(quantity.kind) if quantity else "sampled",
+                "kind": str(kind),
                 "better": quantity.better if quantity else "lower",
-                "value": float(np.median(reading.values)) if reading.values else np.nan,
+                "value": _in_one(reading, kind),
             }
         return
     for quantity in quantities_of(record.metric, record.kind):
@@ -54,6 +55,13 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
                 "better": quantity.better,
                 "value": np.nan,
             }
+
+
+def _in_one(reading: Reading, kind: Kind) -> float:
+    """A round's value: the median of its measurements, or the first of the numbers that are one close result."""
+    if not reading.values:
+        return np.nan
+    return reading.values[0] if kind is Kind.CLOSE else float(np.median(reading.values))
 
 
 def samples_frame(run: Run) -> pd.DataFrame:

@@ -40,8 +40,12 @@ def summarise(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     """The tidy frame: the axes, then cell, group, reference, metric, form and the summary of its rounds.
 
     `value` is the geometric mean over rounds for sampled quantities (the arithmetic one for fractions,
-    which may be zero), the plain value for counts, the worst for bounded ones. `low` and `high` are
+    which may be zero), the plain value for counts and close ones, the worst for bounded ones. `low` and `high` are
     Student's 99 % interval over rounds for sampled quantities, else the extremes seen.
+
+    A close quantity is several numbers that are one result. Its row stands for the first of them (for `fused_output`
+    the root mean square), and `n` counts rounds as it does for all others: whoever asks how often something was
+    measured is not told 17. All its numbers, in their order, are in `Run.samples()`.
     """
     measured = last_visits(rounds)
     summary = per_form(measured)

@@ -1,9 +1,10 @@
 """What changed, and how surely: statistics, comparisons, baselines and checks. Pure, no torch."""
 
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
-from harness.verdict.checking import Check, Row, check
+from harness.verdict.checking import check
 from harness.verdict.compare import comparisons
 from harness.verdict.render import render_check
+from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 
 __all__ = [

@@ -1,7 +1,8 @@
 """Chosen readings of a run, small and diff-friendly, kept in git for `check` to hold later runs against.
 
-One line of JSON per reading: counts exactly, bounded quantities with their limit, sampled ones as mean,
-standard deviation and number of rounds of their logs, both of the ratio to the reference and absolute.
+One line of JSON per reading: counts exactly, bounded quantities with their limit, close ones with all their values,
+sampled ones as mean, standard deviation and number of rounds of their logs, both of the ratio to the reference and
+absolute.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.records import Fingerprint, Json, Kind
+from harness.records import Fingerprint, Json, Kind, Record
 from harness.store.summary import KEY, last_visits, per_form
 from harness.verdict.compare import paired, reference_of
 from harness.verdict.labels import axes_of, plain
@@ -43,7 +44,8 @@ class Kept:
     """One reading as a baseline keeps it; `value` in SI units.
 
     `absolute` and `ratio` are of logs, `ratio` is empty for what has no reference. `plain` is of the values
-    themselves: a number of changed predictions may be zero. `broken` counts rounds that gave no number.
+    themselves: a number of changed predictions may be zero. `broken` counts rounds that gave no number. `values` are
+    those of a close reading, in their order; `value` is then the first of them.
     """
 
     cell: str
@@ -59,6 +61,7 @@ class Kept:
     ratio: Spread = NOTHING
     plain: Spread = NOTHING
     broken: int = 0
+    values: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -69,6 +72,8 @@ class Kept:
         line["value"] = _short(self.value) if self.kind is not Kind.COUNT else _exact(self.value)
         if self.limit is not None:
             line["limit"] = self.limit
+        if self.kind is Kind.CLOSE:
+            line["values"] = [_short(value) for value in self.values]
         if self.kind is Kind.SAMPLED:
             line["log"] = [_short(self.absolute[0]), _short(self.absolute[1]), self.absolute[2]]
             if self.ratio[2]:
@@ -85,7 +90,7 @@ class Kept:
         return cls(
             cell, metric, form, Kind(line["kind"]), line["better"], line["unit"], _number(line["value"]), reference,
             line.get("limit"), _spread(line.get("log")), _spread(line.get("log_ratio")), _spread(line.get("plain")),
-            int(line.get("broken", 0)),
+            int(line.get("broken", 0)), _numbers(line["values"]) if line["kind"] == Kind.CLOSE else (),
         )  # fmt: skip
 
 
@@ -99,6 +104,7 @@ def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
     seen = measured.groupby(KEY, sort=False).size()
     pairs = paired(cells, rounds)
     ratio = _spreads(pairs.rename(columns={"log_ratio": "log"}))
+    several = _several(run.records()) if (measured["kind"] == Kind.CLOSE).any() else {}
     found = {}
     for row in per_form(measured).to_dict("records"):
         key = (row["cell"], row["metric"], row["form"])
@@ -112,9 +118,19 @@ def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
         found[key] = Kept(
             *key, Kind(row["kind"]), row["better"], row["unit"], float(row["value"]),
             None if reference is None else str(reference), limit, absolute[key], ratio.get(key, NOTHING),
-            values[key], int(seen[key]) - values[key][2],
+            values[key], int(seen[key]) - values[key][2], several.get(key, ()) if row["kind"] == Kind.CLOSE else (),
         )  # fmt: skip
     return found
+
+
+def _several(records: Iterable[Record]) -> dict[tuple[str, str, str], tuple[float, ...]]:
+    """All values of every reading; of one that was repeated the last counts, as in the frames."""
+    measured = (record for record in records if record.status.measured)
+    return {
+        (record.cell, reading.metric, reading.form): reading.values
+        for record in measured
+        for reading in record.readings
+    }
 
 
 def make_baseline(run: Run) -> dict[str, Json]:
@@ -222,6 +238,10 @@ def _spread(value: Json) -> Spread:
 
 def _number(value: Json) -> float:
     return math.nan if value is None else float(value)
+
+
+def _numbers(values: Json) -> tuple[float, ...]:
+    return tuple(_number(value) for value in values)
 
 
 def _short(value: float) -> float | None:

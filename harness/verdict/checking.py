@@ -1,19 +1,20 @@
-"""A run against a baseline: one row per reading, and the exit code that follows."""
+"""A run against a baseline: every reading held against what it was."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from harness.records import Json, Kind
 from harness.verdict.baseline import Kept, Spread, kept_in, machine_of, readings_of
 from harness.verdict.labels import axes_of, describe, varying
+from harness.verdict.rows import Check, Row
 from harness.verdict.rules import (
     ACCURACY_THRESHOLD,
     ACROSS_RUNS_TIME_THRESHOLD,
     BETWEEN_RUNS,
+    CLOSE_TOLERANCE,
     TIME_FLOOR,
     WIDE_THRESHOLD,
     Answer,
@@ -22,71 +23,13 @@ from harness.verdict.rules import (
     Verdict,
     is_timed,
     judge_bounded,
+    judge_close,
     judge_count,
     judge_sampled,
 )
 from harness.verdict.run import Run, failures, unmeasured
 
 Key = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one reading.
-
-    `before` and `now` are in `unit` (SI). For a sampled reading of a variant they are ratios to its
-    `yardstick` (a cell id, `unit` "x"); for all others `yardstick` is empty. `ratio` is now / before with
-    its 99 % interval, NaN where there is none. Only a `gated` row can fail a check.
-    """
-
-    cell: str
-    label: str
-    group: str
-    metric: str
-    form: str
-    verdict: Verdict
-    gated: bool = True
-    kind: str = ""
-    unit: str = ""
-    yardstick: str = ""
-    before: float = math.nan
-    now: float = math.nan
-    ratio: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    rounds: int = 0
-    reason: str = ""
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Check:
-    """All rows, what changed first. `failed`: cell id to the reason why it gave no reading."""
-
-    run: str
-    suite: str
-    rows: tuple[Row, ...]
-    failed: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    strict: bool = False
-
-    @property
-    def counts(self) -> Counter[Verdict]:
-        return Counter(row.verdict for row in self.rows)
-
-    @property
-    def exit_code(self) -> int:
-        """1 regression, 3 failed cells, 5 nothing in common, 4 undecided (strict only), 0: the first that applies."""
-        gated = {row.verdict for row in self.rows if row.gated}
-        if Verdict.REGRESSED in gated:
-            return 1
-        if self.failed:
-            return 3
-        if all(row.verdict in (Verdict.MISSING, Verdict.NEW) for row in self.rows):
-            return 5
-        if self.strict and gated & {Verdict.INCONCLUSIVE, Verdict.MISSING}:
-            return 4
-        return 0
 
 
 def check(run: Run, baseline: Mapping[str, Json], strict: bool = False) -> Check:
@@ -166,19 +109,22 @@ class _Judge:
         return now.kind is not Kind.SAMPLED or (before.kind, before.unit) != (now.kind, now.unit)
 
     def plain(self, before: Kept, now: Kept) -> Row:
-        gate = self.gate(now)
+        gate, shown = self.gate(now), (before.value, now.value)
         if (before.kind, before.unit) != (now.kind, now.unit):
             was, is_now = (f"{kept.kind} in {kept.unit}" for kept in (before, now))
             verdict, reason = Verdict.INCONCLUSIVE, f"was {was}, is {is_now}: make the baseline again"
         elif now.kind is Kind.COUNT:
             verdict, reason = judge_count(before.value, now.value, now.better, gate)
             reason = f"{reason} {now.unit.removeprefix('1')}".strip() if reason else ""
+        elif now.kind is Kind.CLOSE:
+            tolerance = CLOSE_TOLERANCE if gate.limit is None else gate.limit
+            verdict, reason, shown = judge_close(before.values, now.values, tolerance)
         else:
             limit = gate.limit if gate.limit is not None else before.limit if before.limit is not None else now.limit
             verdict, reason = judge_bounded(before.value, now.value, now.better, limit)
         ratio = now.value / before.value if before.value and now.kind is Kind.COUNT else math.nan
         row = self._row(now, verdict, reason)
-        return replace(row, before=before.value, now=now.value, ratio=ratio, rounds=max(now.absolute[2], 1))
+        return replace(row, before=shown[0], now=shown[1], ratio=ratio, rounds=max(now.absolute[2], 1))
 
     def sampled(self, pairs: list[tuple[Kept, Kept]]) -> list[Row]:
         """All sampled readings; those that cannot be compared are judged apart, for advice only."""

@@ -29,9 +29,11 @@ def reference_of(cells: pd.DataFrame) -> pd.Series[str]:
 def paired(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per (cell that is no reference, metric, form, round) with `reference_value` and `log_ratio`.
 
-    Where the reference was not measured in that round both are NaN.
+    Where the reference was not measured in that round both are NaN. Close quantities are left out: what a block
+    computes is held against what it computed before, and is no multiple of what another block computes.
     """
     measured = last_visits(rounds)
+    measured = measured[measured["kind"] != Kind.CLOSE]
     measured = measured.assign(value=measured["value"].astype(float), group=measured["cell"].map(cells["group"]))
     measured["reference"] = measured["cell"].map(reference_of(cells))
     variants = measured[measured["reference"].notna() & (measured["cell"] != measured["reference"])]
@@ -42,7 +44,7 @@ def paired(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """One row per (cell that is no reference, metric, form).
+    """One row per (cell that is no reference, metric that is not close, form).
 
     `ratio` is value / reference value: the geometric mean of the rounds' ratios with its 99 % interval
     `low`, `high` and `p` (two-sided, of "the ratio is 1") for sampled quantities, the plain quotient and no

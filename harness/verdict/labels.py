@@ -56,6 +56,8 @@ def _part(axis: str, value: Any) -> str:
         "threads": "{} threads",
         "where": "where {}",
     }
+    if axis == "checkpointing":
+        return "checkpointing" if value else "no checkpointing"
     if value is None:
         return {"kernel_size": "k as built", "threads": "default threads"}.get(axis, f"{axis} as it is")
     return shapes.get(axis, "{}").format(value)
@@ -64,7 +66,11 @@ def _part(axis: str, value: Any) -> str:
 def variant_label(axes: Mapping[str, Any], compared: str) -> str:
     """The value of the compared axis, as a table's first column shows it."""
     value = axes.get(compared)
-    return _part(compared, value) if compared in ("kernel_size", "batch_size", "image_size", "threads") else str(value)
+    return (
+        _part(compared, value)
+        if compared in ("kernel_size", "batch_size", "image_size", "threads", "checkpointing")
+        else str(value)
+    )
 
 
 def reading_name(metric: str, form: str) -> str:

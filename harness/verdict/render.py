@@ -9,13 +9,16 @@ from typing import Any
 
 from harness.records import Kind
 from harness.registry import unknown
-from harness.verdict.checking import Check, Row
 from harness.verdict.labels import reading_name
+from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 from harness.verdict.units import digits, interval, readable
 
 MOST = 30
-"""Rows of one verdict in text: on a noisy machine the undecided would bury the regressions."""
+"""Rows of one verdict in text, unless they fail the check: on a noisy machine the undecided would bury the rest."""
+
+PLAIN_DIGITS = {Kind.BOUNDED: 4, Kind.CLOSE: 9}
+"""Of numbers without a unit, so that one just beyond its limit does not read like the limit; nine are all we keep."""
 
 ANNOTATIONS = {Verdict.REGRESSED: "error", Verdict.MISSING: "warning", Verdict.INCONCLUSIVE: "notice"}
 
@@ -35,11 +38,12 @@ def _text(check: Check) -> str:
     changed = [row for row in check.rows if row.verdict is not Verdict.SAME]
     for verdict in Verdict:
         rows = [row for row in changed if row.verdict is verdict]
-        if rows:
-            lines += ["", _table(rows[:MOST])]
-        if len(rows) > MOST:
-            lines.append(f"... and {len(rows) - MOST} more {verdict} (--format json has them all)")
-    lines += ["", *_repeats(changed), *(f"failed: {cell}: {reason}" for cell, reason in check.failed.items())]
+        shown = [row for place, row in enumerate(rows) if place < MOST or check.fails(row)]
+        if shown:
+            lines += ["", _table(shown)]
+        if len(rows) > len(shown):
+            lines.append(f"... and {len(rows) - len(shown)} more {verdict} (--format json has them all)")
+    lines += ["", *_repeats(check), *(f"failed: {cell}: {reason}" for cell, reason in check.failed.items())]
     return "\n".join([*lines, _summary(check)])
 
 
@@ -48,10 +52,11 @@ def _summary(check: Check) -> str:
     return f"{counts or 'nothing to compare'}; {len(check.failed)} cells failed; exit {check.exit_code}"
 
 
-def _repeats(rows: list[Row]) -> list[str]:
-    """The commands that measure again what regressed, each once."""
-    commands = dict.fromkeys(row.command for row in rows if row.verdict is Verdict.REGRESSED and row.command)
-    return [f"repeat: {command}" for command in commands]
+def _repeats(check: Check) -> list[str]:
+    """The commands that measure again what regressed or fails the check, each once, and for which cell they are."""
+    rows = [row for row in check.rows if row.verdict is Verdict.REGRESSED or check.fails(row)]
+    commands = {row.command: row.label for row in rows if row.command}
+    return [f"repeat {label}: {command}" for command, label in commands.items()]
 
 
 def _table(rows: list[Row]) -> str:
@@ -77,6 +82,8 @@ def _value(row: Row, value: float) -> str:
         return f"{value:.3f} x reference"
     if row.kind == Kind.COUNT and math.isfinite(value) and abs(value) < 1e15:
         return f"{value:,.0f} {row.unit.replace('1', '')}".strip()  # a byte more must be seen
+    if row.unit == "1" and row.kind in PLAIN_DIGITS:
+        return f"{value:.{PLAIN_DIGITS[Kind(row.kind)]}g}"
     return readable(value, row.unit)
 
 
@@ -93,9 +100,11 @@ def _github(check: Check) -> str:
         if level is None:
             continue
         level = level if row.gated else "notice"
-        title = f"{row.verdict}: {row.label}: {reading_name(row.metric, row.form)}"
+        name = f"{row.label}: {reading_name(row.metric, row.form)}"
+        title = f"{row.verdict}: {name}"
         change = f" ({_change(row)})" if _change(row) else ""
-        message = f"{row.group}: {_value(row, row.before)} -> {_value(row, row.now)}{change}. {row.reason}"
+        # named in the message too: a job's log shows no titles
+        message = f"{name}: {_value(row, row.before)} -> {_value(row, row.now)}{change}. {row.reason}\n{row.group}"
         if row.command:
             message += f"\nrepeat: {row.command}"
         lines.append(f"::{level} title={_property(title)}::{_data(message)}")

@@ -16,8 +16,9 @@ class Run(Protocol):
     """The part of `harness.store`'s run that is needed here; tests hand in a small stand-in.
 
     `cells`: index is the cell id; `group`, `reference`, `compared` and the axes. `rounds()`: cell, metric,
-    form, unit, kind, better, round, value (the round's median, SI units), status. `gates`: metric to
-    gate, threshold (relative), floor (SI units), limit; what the suite left out is absent or None.
+    form, unit, kind, better, round, value (the round's median, of a close reading the first value, SI units),
+    status. `gates`: metric to gate, threshold (relative), floor (SI units), limit (of bounded quantities; of close
+    ones the tolerance); what the suite left out is absent or None.
     """
 
     @property

@@ -11,7 +11,8 @@ from synthetic_run import CONV, DBB, MACHINE, OREPA, FakeRun, cell, cells_frame,
 
 from harness.errors import HarnessError
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
-from harness.verdict.checking import Check, Row, check
+from harness.verdict.checking import check
+from harness.verdict.rows import Check, Row
 from harness.verdict.rules import FUSION_LIMITS, Verdict, default_limit, judge_bounded, judge_count
 
 BASELINE = make_baseline(full_run(seed=0))

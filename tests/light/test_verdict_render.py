@@ -9,7 +9,7 @@ from synthetic_run import CONV, OREPA, full_run
 
 from harness.errors import UnknownName
 from harness.verdict import check, make_baseline, render_check
-from harness.verdict.checking import Check, Row
+from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 
 BASELINE = make_baseline(full_run())
@@ -19,7 +19,7 @@ def test_what_changed_comes_first_and_what_did_not_is_a_number():
     printed = render_check(check(full_run(1, slow=2, extra=512), BASELINE))
     assert "280,000,000 B" in printed
     assert "+512 B" in printed
-    assert f"repeat: harness run suites/quick.yaml --only {OREPA}" in printed
+    assert f"repeat orepa: harness run suites/quick.yaml --only {OREPA}" in printed
     assert printed.splitlines()[-1] == "3 REGRESSED, 17 SAME; 0 cells failed; exit 1"
     assert "SAME " not in printed.rpartition("\n")[0]
 
@@ -35,7 +35,9 @@ def test_failures_and_a_changed_machine_are_said():
 def test_github_gets_one_escaped_line_per_annotation():
     printed = render_check(check(full_run(1, extra=512), BASELINE), "github")
     (line,) = [line for line in printed.splitlines() if line.startswith("::")]
-    assert line.startswith("::error title=REGRESSED%3A orepa%3A saved_memory::resnet18, k=3")
+    assert line.startswith(
+        "::error title=REGRESSED%3A orepa%3A saved_memory::orepa: saved_memory: 280,000,000 B -> 280,000,512 B ("
+    )
     assert "%0Arepeat: harness run" in line
 
 
