@@ -104,13 +104,21 @@ def plan(
     only: Only = None,
     set_: Set = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in place of the suite's.")] = None,
+    predict: Annotated[bool, typer.Option("--predict", help="Predict each cell's memory of training.")] = False,
+    memory: Annotated[str | None, typer.Option(help="The room for --predict, as 24GiB; else the device's.")] = None,
     format_: Annotated[PlanFormat, typer.Option("--format")] = PlanFormat.TEXT,
 ) -> None:
-    """Show what would run, how long at least, what is excluded and why."""
+    """Show what would run, how long at least, what is excluded and why, and what training would hold in memory."""
     from harness.terminal import plan_json, plan_text
 
     planned, _ = _planned(suite, set_, only, rounds)
-    print(plan_text(planned) if format_ is PlanFormat.TEXT else plan_json(planned))
+    predictions = None
+    room = _amount(memory)
+    if predict or room:
+        from harness.execution.prediction import predict_plan
+
+        predictions = predict_plan(planned, room)
+    print((plan_text if format_ is PlanFormat.TEXT else plan_json)(planned, predictions))
 
 
 @app.command()
@@ -187,6 +195,7 @@ def schema() -> None:
 def _planned(path: Path, set_: list[str] | None, only: str | None, rounds: int | None) -> tuple[Plan, list[str]]:
     """The plan of a suite with the command line's changes, and those of them that a repetition needs."""
     from harness.planning import plan as make
+    from harness.published import check as check_published
     from harness.suite import load_suite
 
     overrides = set_ or []
@@ -194,6 +203,7 @@ def _planned(path: Path, set_: list[str] | None, only: str | None, rounds: int |
     if rounds is not None:
         suite = suite.model_copy(update={"budget": suite.budget.model_copy(update={"rounds": rounds})})
     planned = make(suite)
+    check_published(suite, planned, complete=not overrides)
     return (planned.only(only) if only else planned), overrides
 
 
@@ -208,6 +218,20 @@ def _period(text: str | None) -> float | None:
         value = 0.0
     if value <= 0:
         raise HarnessError(f"--max-time {text}: this is not a time", remedy="write seconds as 90s, or 30m, 2h")
+    return value
+
+
+def _amount(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from harness.suite.model import as_bytes
+
+    try:
+        value = int(as_bytes(text if not text.isdecimal() else int(text)))
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise HarnessError(f"--memory {text}: this is not an amount of memory", remedy="write 24GiB, or 500MiB")
     return value
 
 

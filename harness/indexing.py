@@ -56,13 +56,13 @@ def backbone_entry(name: str) -> Json | None:
         return None
     if not found["kernels"] and not found["native"]:
         return None
-    return {key: found[key] for key in ("source", "kernels", "native")}
+    return {key: found[key] for key in ("source", "kernels", "native", "images")}
 
 
 def backbone_index() -> dict[str, Json]:
     """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself."""
     entries = {name: backbone_entry(name) for name in backbones.names() if name != "layer"}
-    layer = {"source": "harness", "kernels": {}, "native": False}
+    layer = {"source": "harness", "kernels": {}, "native": False, "images": {"step": 1, "smallest": 1}}
     return {"layer": layer, **{name: entry for name, entry in entries.items() if entry}}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -15,13 +17,16 @@ from harness.planning import Group, Plan, seconds_at_least
 from harness.records import AXES, Json, TaskKind
 from harness.registry import unknown
 
+if TYPE_CHECKING:
+    from harness.execution.prediction import Prediction
+
 LISTS = ("blocks", "backbones", "metrics", "datasets", "devices")
 
 
-def plan_text(plan: Plan) -> str:
-    """Cells by group, exclusions with their reasons, tasks and the least time they need."""
+def plan_text(plan: Plan, predictions: Mapping[str, Prediction] | None = None) -> str:
+    """Cells by group (and their memory), exclusions with their reasons, tasks and the least time they need."""
     parts = [f"suite {plan.suite.name}: {plan.suite.description}".rstrip(": ")]
-    parts += [_group_text(group) for group in plan.groups]
+    parts += [_group_text(group, predictions) for group in plan.groups]
     if plan.excluded:
         reasons = Counter(e.reason for e in plan.excluded)
         parts.append(f"excluded: {len(plan.excluded)} of {len(plan.excluded) + len(plan.cells)} cells")
@@ -30,16 +35,48 @@ def plan_text(plan: Plan) -> str:
     if lonely and len(plan.groups[0].cells) > 1:
         parts.append(f"note: {len(lonely)} of {len(plan.groups)} groups have no reference, so no ratios")
     parts.append(_work_text(plan))
+    if predictions is not None:
+        parts.append(_predictions_text(predictions))
     return "\n".join(parts)
 
 
-def _group_text(group: Group) -> str:
+def _group_text(group: Group, predictions: Mapping[str, Prediction] | None) -> str:
     first = group.cells[0].axes()
-    shared = ", ".join(f"{axis} {first[axis]}" for axis in AXES if axis != group.axis and first[axis] not in (None, ""))
-    rows = [
-        (cell.id, cell.axes()[group.axis], "reference" if cell.id == group.reference else "") for cell in group.cells
-    ]
-    return f"\ngroup {group.id}: {shared}\n" + tabulate(rows, headers=["cell", group.axis, ""], tablefmt="simple")
+    shared = ", ".join(
+        f"{axis} {first[axis]}" for axis in AXES if axis != group.axis and first[axis] not in (None, "", False)
+    )
+    headers, rows = ["cell", group.axis, ""], []
+    for cell in group.cells:
+        row = [cell.id, cell.axes()[group.axis], "reference" if cell.id == group.reference else ""]
+        rows.append([*row, *_memory_texts(predictions[cell.id])] if predictions is not None else row)
+    if predictions is not None:
+        headers += ["training memory (predicted)", ""]
+    return f"\ngroup {group.id}: {shared}\n" + tabulate(rows, headers=headers, tablefmt="simple")
+
+
+def _memory_texts(prediction: Prediction) -> tuple[str, str]:
+    if prediction.peak is None:
+        return "–", prediction.reason
+    room = "" if prediction.room is None else readable(prediction.room)
+    verdict = {
+        True: f"fits {room}",
+        False: f"WOULD NOT FIT {room}",
+        None: "the device is not here: its size is unknown",
+    }
+    return readable(prediction.peak), verdict[prediction.fits]
+
+
+def _predictions_text(predictions: Mapping[str, Prediction]) -> str:
+    large = sum(prediction.fits is False for prediction in predictions.values())
+    return (
+        "memory is predicted: the peak of live tensors over a training step, by the CPU's operators, without "
+        f"workspaces and fragmentation; {large} of {len(predictions)} cells would not fit (nothing is skipped for that)"
+    )
+
+
+def readable(size: int) -> str:
+    """Bytes with a unit of 1024."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
 
 
 def _reason_text(plan: Plan, reason: str, count: int) -> str:
@@ -64,8 +101,8 @@ def _work_text(plan: Plan) -> str:
     )
 
 
-def plan_json(plan: Plan) -> str:
-    """The plan for a program: cells, groups, exclusions, tasks."""
+def plan_json(plan: Plan, predictions: Mapping[str, Prediction] | None = None) -> str:
+    """The plan for a program: cells, groups, exclusions, tasks, and predictions in bytes where there are any."""
     groups = [
         {"id": g.id, "axis": g.axis, "cells": [cell.id for cell in g.cells], "reference": g.reference}
         for g in plan.groups
@@ -80,6 +117,11 @@ def plan_json(plan: Plan) -> str:
         ],
         "seconds_at_least": seconds_at_least(plan.tasks),
     }
+    if predictions is not None:
+        value["predictions"] = {
+            cell: {"peak": p.peak, "room": p.room, "fits": p.fits, "reason": p.reason}
+            for cell, p in predictions.items()
+        }
     return json.dumps(value, indent=1)
 
 

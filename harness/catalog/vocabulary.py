@@ -8,6 +8,8 @@ DTYPES = {
     "tf32": "float32 storage, TensorFloat-32 products (NVIDIA Ampere and later)",
     "float16": "half precision",
     "bfloat16": "brain floating point",
+    "amp_float16": "float32 weights, operators in float16 where autocast wants it; the loss is not scaled",
+    "amp_bfloat16": "float32 weights, operators in bfloat16 where autocast wants it",
 }
 
 MEMORY_FORMATS = {"contiguous": "NCHW", "channels_last": "NHWC"}

@@ -23,6 +23,20 @@ from harness.registry import unknown
 
 
 @dataclass(frozen=True)
+class Companion:
+    """Another block of the same paper, for layers that the block `of` itself does not take the place of.
+
+    It keeps their kernel sizes. `spared` are classes of modules whose own layers stay as they are.
+    """
+
+    of: str
+    block: str
+    kernel_sizes: tuple[int, ...]
+    stem: bool = False
+    spared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Where:
     """A frozen choice of layers. `kernel_sizes` are sides of square kernels; None elsewhere means any."""
 
@@ -31,6 +45,7 @@ class Where:
     depthwise: bool | None = None
     strides: tuple[int, ...] | None = None
     names: tuple[str, ...] = ()
+    companions: tuple[Companion, ...] = ()
 
     @property
     def exact_names(self) -> frozenset[str]:
@@ -53,11 +68,28 @@ class Where:
             return "depthwise" if depthwise else "not depthwise"
         return ""
 
+    def companion(self, block: str, *, kernel_size: int, stem: bool, inside: Collection[str]) -> str | None:
+        """The block that takes the place of a layer that `refuses` turned down when `block` is put in; None: it stays.
+
+        inside: class names of the modules around the layer.
+        """
+        for other in self.companions:
+            if other.of == block and kernel_size in other.kernel_sizes and (other.stem or not stem):
+                return None if set(other.spared) & set(inside) else other.block
+        return None
+
 
 PRESETS: Mapping[str, Where] = {
     "default": Where(),
-    # The authors' networks: k 3 and 5 become OREPA. Their 1x1 and stem variants are blocks of their own.
-    "orepa-paper": Where(kernel_sizes=(3, 5)),
+    # The authors' networks: k 3 and 5 become OREPA (or DBB); with OREPA 1x1 layers and large stems have blocks of their
+    # own, except the 1x1 shortcuts of basic blocks: arXiv:2204.00826 and its repository.
+    "orepa-paper": Where(
+        kernel_sizes=(3, 5),
+        companions=(
+            Companion("orepa", "orepa_1x1", (1,), spared=("BasicBlock",)),
+            Companion("orepa", "orepa_stem", (7, 9, 11, 13), stem=True),
+        ),
+    ),
     # Every 3x3 of the plain topology, the stem (stage 0) included: arXiv:2101.03697, section 3.
     "repvgg-paper": Where(stem=True),
     # "Every conv with 1 < k < 7", larger stems untouched: arXiv:2103.13425 and its repository.

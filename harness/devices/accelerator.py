@@ -73,9 +73,20 @@ class AcceleratorDevice(Device):
     def memory_peak(self) -> int:
         return self._bytes("allocated_bytes.all.peak")
 
+    def memory_reserved(self) -> int:
+        return self._bytes("reserved_bytes.all.peak")
+
     def memory_reset(self) -> None:
         self._bytes("allocated_bytes.all.peak")  # refuses where a reset would do nothing
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
+
+    def limit_memory(self, limit: int) -> None:
+        hold = getattr(torch.get_device_module(self.kind), "set_per_process_memory_fraction", None)
+        total = self.facts()["memory_bytes"]
+        if hold is None or not total:
+            super().limit_memory(limit)
+        else:
+            hold(min(1.0, limit / total), self.torch_device.index)
 
     def _bytes(self, statistic: str) -> int:
         absent = self.available()

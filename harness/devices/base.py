@@ -78,8 +78,16 @@ class Device(ABC):
         """The most bytes of live tensors since `memory_reset`. Raises Unsupported as `memory_now`."""
 
     @abstractmethod
+    def memory_reserved(self) -> int:
+        """The most bytes the allocator held, used or not, since `memory_reset`. Raises Unsupported as `memory_now`."""
+
+    @abstractmethod
     def memory_reset(self) -> None:
-        """Begin a new peak at what is live now. Raises Unsupported as `memory_now`."""
+        """Begin new peaks at what is there now. Raises Unsupported as `memory_now`."""
+
+    def limit_memory(self, limit: int) -> None:
+        """Let this process's allocations beyond `limit` bytes fail, counted from now, for good."""
+        raise Unsupported(f"{self.name} cannot be held to an amount of memory", remedy="use a prediction")
 
     def empty_cache(self) -> None:
         """Give back what the allocator keeps in reserve; nothing where there is no such reserve."""

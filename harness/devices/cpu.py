@@ -42,8 +42,14 @@ class CpuDevice(Device):
     def memory_peak(self) -> int:
         self._refuse()
 
+    def memory_reserved(self) -> int:
+        self._refuse()
+
     def memory_reset(self) -> None:
         self._refuse()
+
+    def limit_memory(self, limit: int) -> None:
+        limit_memory(limit)
 
     def _refuse(self) -> NoReturn:
         raise Unsupported(
@@ -63,6 +69,24 @@ class CpuDevice(Device):
             "driver": None,
             "options": dict(self.options),
         }
+
+
+def limit_memory(limit: int) -> None:
+    """Let this process's allocations beyond `limit` bytes fail, counted from now.
+
+    RLIMIT_DATA and not RLIMIT_AS: torch maps gigabytes of address space before its first tensor.
+    Raises Unsupported where the system has no such limit.
+    """
+    try:
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        (now,) = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit + now, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    except (ImportError, ValueError, OSError) as problem:
+        raise Unsupported(
+            f"this system cannot hold a process to an amount of memory ({problem})", remedy="use Linux, or a prediction"
+        ) from problem
 
 
 def processor_name() -> str:

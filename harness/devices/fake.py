@@ -17,7 +17,7 @@ T = TypeVar("T")
 class FakeDevice(Device):
     """Every call lands in `log`. `ticks` are the seconds that successive batches take; afterwards 1.0 for ever.
 
-    `memory` is what memory_now answers, `missing` the reason why the device is absent.
+    `memory` is what memory_now answers (the allocator reserves twice its peak), `missing` the reason for its absence.
     """
 
     kind = "fake"
@@ -76,6 +76,9 @@ class FakeDevice(Device):
 
     def memory_peak(self) -> int:
         return max(self._peak, self.memory)
+
+    def memory_reserved(self) -> int:
+        return 2 * self.memory_peak()
 
     def memory_reset(self) -> None:
         self.log.append("memory_reset")

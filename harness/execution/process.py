@@ -10,13 +10,12 @@ import contextlib
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from pathlib import Path
 
+from harness.errors import Unsupported
 from harness.records import Json, Task
 
 
@@ -26,6 +25,7 @@ def main(order: Json, answers: Connection, output: str) -> None:
     Answers are JSON texts on `answers`; whatever the task prints goes to the file `output`.
     """
     _guard(output)
+    from harness.devices.cpu import limit_memory
     from harness.execution import worker
 
     def emit(message: Json) -> None:
@@ -35,7 +35,8 @@ def main(order: Json, answers: Connection, output: str) -> None:
         emit({"probe": worker.probe(order["probe"])})
         return
     if order["memory"] is not None:
-        limit_memory(order["memory"])
+        with contextlib.suppress(Unsupported):  # not on every system; the parent watches as well
+            limit_memory(order["memory"])
     worker.perform(Task.from_json(order["task"]), order["key"], order["fingerprint"], emit)
 
 
@@ -58,20 +59,3 @@ def _guard(output: str) -> None:
 def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os.killpg(0, signal.SIGKILL)
-
-
-def limit_memory(limit: int) -> None:
-    """Let allocations beyond `limit` bytes fail, counted from now.
-
-    RLIMIT_DATA and not RLIMIT_AS: torch maps gigabytes of address space before its first tensor.
-    """
-    with contextlib.suppress(ValueError, OSError):  # not on every system; the parent watches as well
-        now = _data_bytes()
-        resource.setrlimit(resource.RLIMIT_DATA, (limit + now, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-
-
-def _data_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -17,13 +17,13 @@ import torch
 from harness import devices
 from harness.errors import HarnessError, Unsupported
 from harness.metrics import METRICS, Metric, Subject
+from harness.metrics.explaining import explained
+from harness.metrics.trials import is_out_of_memory
 from harness.metrics.turns import Seat, take_turns
 from harness.records import Cell, Json, Reading, Record, Status, Task, TaskKind, Variant
 
 Emit = Callable[[Json], None]
 """Takes ``{"begin": [cell, metric]}`` or ``{"record": {...}}``."""
-
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def perform(task: Task, key: str, fingerprint: str, emit: Emit) -> None:
@@ -35,9 +35,9 @@ def perform(task: Task, key: str, fingerprint: str, emit: Emit) -> None:
         else:
             for cell in task.cells:
                 with desk.caught(cell, wanted.name) as entry:
-                    subject = Subject(cell, seed=task.round)
-                    with subject.settings():
-                        entry.readings = METRICS[wanted.name].readings(subject, wanted.options)
+                    metric, subject = METRICS[wanted.name], Subject(cell, seed=task.round)
+                    with subject.settings(metric.on_device):
+                        entry.readings = metric.readings(subject, wanted.options)
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Desk:
         self.send(entry)
 
     def send(self, entry: _Entry) -> None:
-        problem = entry.problem
+        problem = explained(entry.problem, entry.cell) if entry.problem else None
         record = Record(
             task=self.key,
             kind=self.task.kind,
@@ -104,10 +104,7 @@ def status_of(problem: Exception) -> Status:
     """Which status an exception stands for."""
     if isinstance(problem, Unsupported | NotImplementedError):
         return Status.UNSUPPORTED
-    text = str(problem).lower()
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
-        return Status.OOM
-    return Status.ERROR
+    return Status.OOM if is_out_of_memory(problem) else Status.ERROR
 
 
 def _visit(desk: _Desk, wanted: Variant) -> None:

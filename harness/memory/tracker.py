@@ -7,8 +7,11 @@ allocator keeps in reserve.
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,28 +21,64 @@ from torch.utils._pytree import tree_leaves
 GRANULE = 512
 """Bytes that a storage is rounded up to, as c10's CUDACachingAllocator does (kMinBlockSize)."""
 
+ACTIVATIONS, TEMPORARIES = "activations", "temporaries"
+"""What a storage is that nobody registered: kept from one phase for the next, or not."""
+
+
+@dataclass
+class Life:
+    """One storage from birth to death, counted in changes of the total; `owner` is a module's name, "" for none."""
+
+    size: int
+    born: int
+    phase: str
+    owner: str
+    category: str
+    died: int = sys.maxsize
+
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of live storages while it is entered: `current` and the largest it has been, `peak`.
 
     Tensors that exist already are made known with `register`. A storage counts once, however many tensors
-    share it, from the operator that returned it until it is released.
+    share it, from the operator that returned it until it is released. `owner` says whose a new storage is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Callable[[], str] = str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
-        self._sizes: dict[int, int] = {}
+        self.phases: dict[str, int] = {}
+        """The largest `current` of each phase."""
+        self._owner = owner
+        self._phase = ""
+        self._changes = 0
+        self._peak_at = 0
+        self._live: dict[int, Life] = {}
+        self._lives: list[Life] = []
 
-    def register(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that no operator will return: parameters, gradients, optimizer state, inputs."""
+    def register(self, tensors: Iterable[Tensor], category: str = "", owner: str = "") -> None:
+        """Count tensors that no operator will return (parameters, inputs, ...), or say what counted ones are."""
         for tensor in tensors:
             self._see(tensor)
+            life = self._live[tensor.untyped_storage()._cdata]
+            life.category, life.owner = category or life.category, owner or life.owner
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase. What the phase before it brought into being and still keeps are activations."""
+        for life in self._live.values():
+            if life.category == TEMPORARIES:
+                life.category = ACTIVATIONS
+        self._phase = phase
+        self.phases[phase] = self.current
 
     def reset_peak(self) -> None:
         """Begin a new peak at what is live now."""
-        self.peak = self.current
+        self.peak, self._peak_at = self.current, self._changes
+
+    def at_peak(self) -> list[Life]:
+        """The storages alive when `current` was largest (for the first time); their sizes add up to `peak`."""
+        return [life for life in self._lives if life.born <= self._peak_at < life.died]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -54,18 +93,39 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key = storage._cdata
         size = -(-storage.nbytes() // GRANULE) * GRANULE
-        if key not in self._sizes:
+        known = self._live.get(key)
+        if known is None:
             # the finalizer runs when the storage itself goes: torch keeps its Python object as long as it lives
             weakref.finalize(storage, self._gone, key).atexit = False
-        self._change(key, size)
+            self._bear(key, Life(size, 0, self._phase, self._owner(), TEMPORARIES))
+        elif known.size != size:  # after resize_: another storage in the same place
+            self._gone(key)
+            self._bear(key, Life(size, 0, self._phase, known.owner, known.category))
 
-    def _change(self, key: int, size: int) -> None:
-        self.current += size - self._sizes.get(key, 0)  # differs from 0 for a known storage after resize_
-        self._sizes[key] = size
-        self.peak = max(self.peak, self.current)
+    def _bear(self, key: int, life: Life) -> None:
+        self._changes += 1
+        life.born = self._changes
+        self._live[key] = life
+        self._lives.append(life)
+        self.current += life.size
+        if self.current > self.peak:
+            self.reset_peak()
+        if self._phase:
+            self.phases[self._phase] = max(self.phases[self._phase], self.current)
 
     def _gone(self, key: int) -> None:
-        self.current -= self._sizes.pop(key)
+        self._changes += 1
+        life = self._live.pop(key)
+        life.died = self._changes
+        self.current -= life.size
+
+
+def by(attribute: str, lives: Iterable[Life]) -> dict[str, int]:
+    """Bytes by `category`, `owner` or `phase`, the largest first."""
+    total: Counter[str] = Counter()
+    for life in lives:
+        total[getattr(life, attribute)] += life.size
+    return dict(total.most_common())
 
 
 def live_bytes(tensors: Iterable[Tensor]) -> int:

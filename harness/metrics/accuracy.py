@@ -38,6 +38,10 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     """Top-1 of the train form and of the fused form after a short training, and how many predictions changed."""
     if subject.is_layer:
         raise Unsupported("a single layer has no classes", remedy="measure accuracy on a backbone")
+    if subject.cell.dtype == "amp_float16":
+        raise Unsupported(
+            "without loss scaling gradients vanish in float16", remedy="train with amp_bfloat16 or float32"
+        )
     data = DATASETS[subject.cell.dataset.name]()
     device, dtype = subject.device.torch_device, subject.dtype
     train_x = as_images(data.train.images_NCHW[:train_images], image_size).to(device, dtype)
@@ -45,8 +49,8 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
     losses = list(_train(subject, model, train_x, train_y, epochs, batch_size))
-    trained = _predictions(model.eval(), test_x)
-    fused = _predictions(subject.placed(fuse(model)).eval(), test_x)
+    trained = _predictions(subject, model.eval(), test_x)
+    fused = _predictions(subject, subject.placed(fuse(model)).eval(), test_x)
     facts = {"epochs": epochs, "steps": len(losses), "test_images": len(test_y), "seed": subject.seed}
     for form, predicted in (("train", trained), ("fused", fused)):
         yield one("accuracy", form, "fraction", (predicted == test_y).double().mean().item(), **facts)  # type: ignore[arg-type]
@@ -69,7 +73,8 @@ def _train(
         for i in range(steps_per_epoch):
             chosen = shuffled[i * batch_size : (i + 1) * batch_size].to(labels.device)
             optimizer.zero_grad(set_to_none=True)
-            loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+            with subject.autocast():
+                loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
@@ -84,5 +89,6 @@ def _rate(step: int, total: int) -> float:
 
 
 @torch.inference_mode()
-def _predictions(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(1).cpu() for part in torch.split(images, 250)])
+def _predictions(subject: Subject, model: nn.Module, images: Tensor) -> Tensor:
+    with subject.autocast():
+        return torch.cat([model(part).argmax(1).cpu() for part in torch.split(images, 250)])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harness.metrics.explaining import explained
 from harness.metrics.subject import Subject
 from harness.records import Form, Json, Quantity, Reading, TaskKind
 from harness.registry import Registry
@@ -36,12 +37,23 @@ class Metric:
     options: Mapping[str, Json]
     measure: Callable[..., Iterable[Any]]
     what: str
+    on_device: bool = True
+    """Whether it touches the cell's device; counts of shapes do not, and work where the device is absent."""
 
     def readings(self, subject: Subject, options: Mapping[str, Json]) -> list[Reading]:
-        return list(self.measure(subject, **self.filled(options)))
+        return self._made(subject, options)
 
     def steps(self, subject: Subject, options: Mapping[str, Json]) -> list[Step]:
-        return list(self.measure(subject, **self.filled(options)))
+        return self._made(subject, options)
+
+    def _made(self, subject: Subject, options: Mapping[str, Json]) -> list[Any]:
+        try:
+            return list(self.measure(subject, **self.filled(options)))
+        except Exception as problem:
+            clear = explained(problem, subject.cell)
+            if clear is problem:
+                raise
+            raise clear from problem
 
     def filled(self, options: Mapping[str, Json]) -> dict[str, Json]:
         return {name: options.get(name, declared["default"]) for name, declared in self.options.items()}
@@ -55,13 +67,17 @@ METRICS: Registry[Metric] = Registry("metric")
 
 
 def metric(
-    name: str, task: TaskKind, *quantities: Quantity, options: Mapping[str, Json] | None = None
+    name: str,
+    task: TaskKind,
+    *quantities: Quantity,
+    options: Mapping[str, Json] | None = None,
+    on_device: bool = True,
 ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
     """Register the function below as the metric `name`; the first line of its docstring describes it."""
 
     def add(function: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
         what = (function.__doc__ or "").strip().splitlines()[0]
-        METRICS.register(name)(Metric(name, task, tuple(quantities), options or {}, function, what))
+        METRICS.register(name)(Metric(name, task, tuple(quantities), options or {}, function, what, on_device))
         return function
 
     return add

@@ -73,7 +73,8 @@ def _reaches_out(conv: nn.Conv2d, axis: int, size: int, outputs: int) -> Tensor:
 
 
 def _run(module: nn.Module, x: Tensor, subject: Subject) -> Tensor:
-    output: Tensor = module(x.to(subject.device.torch_device, subject.dtype))
+    with subject.autocast():
+        output: Tensor = module(x.to(subject.device.torch_device, subject.dtype))
     return output.cpu().double()
 
 

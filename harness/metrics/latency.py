@@ -21,14 +21,15 @@ def latency(subject: Subject) -> Iterable[Step]:
     """Seconds per forward pass in eval mode, of the train form and of the fused form."""
     x = subject.input()
     trained = subject.model("train").eval()
-    yield Step("latency", "train", "s", _forward(trained, x))
-    yield Step("latency", "fused", "s", _forward(subject.model("fused"), x))
+    yield Step("latency", "train", "s", _forward(subject, trained, x))
+    yield Step("latency", "fused", "s", _forward(subject, subject.model("fused"), x))
 
 
-def _forward(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+def _forward(subject: Subject, model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        output: torch.Tensor = model(x)
+        with subject.autocast():
+            output: torch.Tensor = model(x)
         return output
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ DTYPES = {
     "tf32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "amp_float16": torch.float32,
+    "amp_bfloat16": torch.float32,
 }
+"""Of weights and inputs."""
+AUTOCAST = {"amp_float16": torch.float16, "amp_bfloat16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CLASSES = 1000
 """Of a backbone's head when its cost is measured: as published."""
@@ -45,17 +49,28 @@ class Subject:
         return DTYPES[self.cell.dtype]
 
     @contextmanager
-    def settings(self) -> Iterator[None]:
-        """Threads, device options and float32 precision as the cell wants them, for the length of a `with`."""
+    def settings(self, on_device: bool = True) -> Iterator[None]:
+        """Threads, device options and float32 precision as the cell wants them, for the length of a `with`.
+
+        With `on_device` False the device is left alone: it need not be there.
+        """
         threads = torch.get_num_threads()
         with ExitStack() as stack:
-            stack.enter_context(self.device.configured())
+            if on_device:
+                stack.enter_context(self.device.configured())
             if self.cell.threads is not None:
                 torch.set_num_threads(self.cell.threads)
                 stack.callback(torch.set_num_threads, threads)
-            if self.device.kind == "cuda":
+            if on_device and self.device.kind == "cuda":
                 stack.enter_context(_float32_products("tf32" if self.cell.dtype == "tf32" else "ieee"))
             yield
+
+    def autocast(self, device_type: str | None = None) -> AbstractContextManager[Any]:
+        """What a forward runs in: autocast for the dtypes that are called amp_*, nothing for the others."""
+        dtype = AUTOCAST.get(self.cell.dtype)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(device_type or self.device.torch_device.type, dtype)
 
     def bare_model(self, classes: int = CLASSES) -> nn.Module:
         """The train form in float32 on the current default device (`torch.device("meta")` works), seeded."""
@@ -65,10 +80,12 @@ class Subject:
             sizes = {"c_in": 64, "c_out": 64, **cell.backbone.options}
             return blocks.create(cell.block.name, kernel_size=cell.kernel_size or 3, **sizes, **cell.block.options)
         model = backbones.build(cell.backbone.name, num_classes=classes, **cell.backbone.options)
-        if cell.block.name == "native":
-            return model
-        where = where_value(cell.where)
-        return swap(model, cell.block.name, where=where, kernel_size=cell.kernel_size, **cell.block.options)
+        if cell.block.name != "native":
+            where = where_value(cell.where)
+            model = swap(model, cell.block.name, where=where, kernel_size=cell.kernel_size, **cell.block.options)
+        if cell.checkpointing:
+            backbones.checkpoint_activations(model)
+        return model
 
     def placed(self, model: nn.Module) -> nn.Module:
         """`model` on the cell's device, in its dtype and memory format."""
@@ -82,12 +99,17 @@ class Subject:
         # folded before it is cast: folding in half precision would measure the rounding of the fold
         return self.placed(fuse(model.eval())).eval()
 
+    def input_shape(self, batch: int | None = None) -> tuple[int, int, int, int]:
+        """(N, C, H, W); `batch` images, by default the cell's."""
+        cell = self.cell
+        channels = cell.backbone.options.get("c_in", 64) if self.is_layer else 3
+        return (batch or cell.batch_size, channels, cell.image_size, cell.image_size)
+
     def input(self, batch: int | None = None) -> Tensor:
         """Normal noise, (batch, channels, image_size, image_size), the same for every variant of a group."""
         cell = self.cell
-        channels = cell.backbone.options.get("c_in", 64) if self.is_layer else 3
         generator = torch.Generator().manual_seed(self.seed)
-        x = torch.randn(batch or cell.batch_size, channels, cell.image_size, cell.image_size, generator=generator)
+        x = torch.randn(self.input_shape(batch), generator=generator)
         return x.to(self.device.torch_device, self.dtype, memory_format=FORMATS[cell.memory_format])
 
     def target(self, batch: int | None = None) -> Tensor:

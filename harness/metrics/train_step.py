@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.memory.steps import BACKWARD, FORWARD, OPTIMIZER, Enter
 from harness.metrics.base import Step, metric
 from harness.metrics.subject import Subject, optimizer_options
 from harness.records import Kind, Quantity, TaskKind
 
 
+@dataclass
 class Training:
-    """A model, its optimizer and one batch; calling it trains once. Nothing in it waits for the device."""
+    """A model, its optimizer and one batch; calling it trains once. Nothing in it waits for the device.
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.model = subject.model("train")
-        self.optimizer = subject.optimizer(self.model)
-        self.x, self.target = subject.input(), subject.target()
+    `model`, `x` and `target` may be fake tensors.
+    """
 
-    def __call__(self) -> None:
+    subject: Subject
+    model: nn.Module
+    optimizer: Optimizer
+    x: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, subject: Subject) -> Training:
+        """The cell's own model and batch on its device."""
+        model = subject.model("train")
+        return cls(subject, model, subject.optimizer(model), subject.input(), subject.target())
+
+    def __call__(self, enter: Enter = lambda phase: None) -> None:
+        """One step; `enter` is told each phase as it begins."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.subject.loss(self.model(self.x), self.target).backward()  # type: ignore[no-untyped-call]
+        enter(FORWARD)
+        loss = self._loss()
+        enter(BACKWARD)
+        loss.backward()  # type: ignore[no-untyped-call]
+        enter(OPTIMIZER)
         self.optimizer.step()
+
+    def _loss(self) -> Tensor:
+        # by the tensors' own device: a prediction for another one runs on the CPU's operators
+        with self.subject.autocast(self.x.device.type):
+            return self.subject.loss(self.model(self.x), self.target)
 
 
 @metric("train_step", TaskKind.VISIT, Quantity("train_step", "s", Kind.SAMPLED, what="seconds per training step"))
 def train_step(subject: Subject) -> Iterable[Step]:
     """Seconds per training step: forward, loss, backward, optimizer."""
     facts = {"optimizer": optimizer_options(subject.cell)["implementation"]}
-    yield Step("train_step", "train", "s", Training(subject), facts)
+    run: Callable[[], object] = Training.of(subject)
+    yield Step("train_step", "train", "s", run, facts)

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Unsupported
 from harness.memory import build_on_meta
 from harness.models.plain import WIDTHS, Layer, PlainNet
 from harness.records import Json
@@ -68,6 +68,21 @@ def _timm(name: str, num_classes: int, options: dict[str, Json]) -> nn.Module:
             return model
     model = create()
     return model
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let `model` compute its activations again in backward, as timm or the model itself divides it.
+
+    Raises Unsupported for a model that cannot.
+    """
+    remedy = "use checkpointing: false, or a backbone that has set_grad_checkpointing"
+    switch = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise Unsupported(f"{type(model).__name__} has no gradient checkpointing", remedy=remedy)
+    try:
+        switch(True)
+    except AssertionError as refusal:  # how timm's models without it say so
+        raise Unsupported(f"{type(model).__name__}: {refusal}", remedy=remedy) from refusal
 
 
 def input_shape(model: nn.Module, batch: int = 1, image: int | None = None) -> tuple[int, int, int, int]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 DEPTHS = {"a": (2, 4, 14, 1), "b": (4, 6, 16, 1)}
 """Blocks in stages 1 to 4 (stage 0, the stem, has one): Ding et al., CVPR 2021, arXiv:2101.03697, table 2."""
 
-WIDTHS = {"a0": (0.75, 2.5), "a1": (1.0, 2.5), "b0": (1.0, 2.5)}
+WIDTHS = {
+    "a0": (0.75, 2.5), "a1": (1.0, 2.5), "a2": (1.5, 2.75), "b0": (1.0, 2.5), "b1": (2.0, 4.0), "b2": (2.5, 5.0)
+}  # fmt: skip
 """(a, b) of the paper's table 3: stages 1 to 3 are 64, 128 and 256 times a wide, stage 4 is 512 times b."""
 
 
@@ -44,9 +47,19 @@ class PlainNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(c_in, num_classes)
         self.num_classes = num_classes
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's models have it: in training every slot of the stages is computed again in backward."""
+        self.grad_checkpointing = enable
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        features = self.pool(self.stages(self.stem(x_NCHW)))
+        features = self.stem(x_NCHW)
+        if self.grad_checkpointing and self.training:
+            features = checkpoint_seq(self.stages, features, flatten=True)
+        else:
+            features = self.stages(features)
+        features = self.pool(features)
         logits: Tensor = self.head(features.flatten(1))
         return logits
 

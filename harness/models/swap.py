@@ -58,18 +58,20 @@ def swap(
     report = []
     for use in layers.uses:
         conv = layers.conv(use.name)
-        reason = layers.cannot(use) or layers.unpicked(use, rule)
+        chosen, reason = layers.choose(use, rule, block)
         before = " + ".join(label(new.get_submodule(name)) for name in (use.name, use.norm) if name is not None)
-        if reason:
+        if chosen is None:
             report.append(LayerChange(use.name, before, before, reason))
             continue
-        size = conv.kernel_size[0] if kernel_size is None or conv.kernel_size == (1, 1) else kernel_size
-        made = _block_for(use.name, conv, block, size, block_options)
+        size = conv.kernel_size[0]
+        if kernel_size is not None and size != 1 and chosen == block:  # a companion keeps the layer's size
+            size = kernel_size
+        made = _block_for(use.name, conv, chosen, size, _shared_options(block, chosen, block_options))
         new = replace_module(new, use.name, made)
         if use.norm is not None:
             new = replace_module(new, use.norm, without_norm(new.get_submodule(use.norm)))
-        after = f"{block}({conv.in_channels}, {conv.out_channels}, {size}x{size})"
-        report.append(LayerChange(use.name, before, after, "picked by where"))
+        after = f"{chosen}({conv.in_channels}, {conv.out_channels}, {size}x{size})"
+        report.append(LayerChange(use.name, before, after, reason))
     if not any(change.changed for change in report):
         raise _nothing_matched(layers, rule, report)
     new.swap_report = tuple(report)  # type: ignore[assignment]
@@ -128,6 +130,21 @@ class _Layers:
         if not _keeps_map(conv):
             return f"its padding is {conv.padding}, not dilation * (kernel_size // 2)"
         return next((f"{name} {why}" for name, why in self.closed.items() if _within(use.name, name)), "")
+
+    def choose(self, use: ConvUse, rule: Where, block: str) -> tuple[str | None, str]:
+        """The block that takes the layer's place when `block` is put in, or None; and why."""
+        if reason := self.cannot(use):
+            return None, reason
+        reason = self.unpicked(use, rule)
+        if not reason:
+            return block, "picked by where"
+        parents = use.name.split(".")[:-1]
+        inside = [type(self.modules[".".join(parents[: i + 1])]).__name__ for i in range(len(parents))]
+        size, stem = self.conv(use.name).kernel_size[0], use.name in self.stem
+        companion = rule.companion(block, kernel_size=size, stem=stem, inside=inside)
+        if companion is None or any(_within(use.name, name) for name in self.classifier):
+            return None, reason
+        return companion, f"picked by where for {block}'s companion"
 
     def unpicked(self, use: ConvUse, rule: Where) -> str:
         """Why `rule` does not pick the layer; empty when it does."""
@@ -193,6 +210,13 @@ def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options
         raise Unsupported(f"layer {name}, {label(conv)}: {refusal.problem}", remedy=refusal.remedy) from refusal
     made = made.to(device=weight.device, dtype=weight.dtype)
     return made.train(conv.training)
+
+
+def _shared_options(block: str, chosen: str, options: dict[str, Json]) -> dict[str, Json]:
+    """The block's own options, or those of them that its companion has as well."""
+    if chosen == block:
+        return options
+    return {name: value for name, value in options.items() if name in blocks.BLOCKS[chosen].options()}
 
 
 def _native(new: nn.Module, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:

@@ -150,6 +150,10 @@ def impossible(cell: Cell) -> str | None:
     backbone = catalog.backbones()[cell.backbone.name]
     if cell.dtype == "tf32" and not cell.device.name.startswith("cuda"):
         return f"{CANNOT}tf32 is a mode of CUDA devices"
+    if wrong := _wrong_image(cell, backbone.get("images", {})):
+        return wrong
+    if cell.checkpointing and cell.backbone.name == "layer":
+        return f"{CANNOT}a single layer has nothing to compute again"
     if cell.block.name == "native":
         if not backbone["native"]:
             return f"{CANNOT}{cell.backbone.name} has no re-parameterizable layers of its own"
@@ -157,7 +161,21 @@ def impossible(cell: Cell) -> str | None:
     sizes = block["limits"]["kernel_size"]
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
-    return _indivisible(cell) if cell.backbone.name == "layer" else _nothing_to_replace(cell, backbone)
+    if cell.backbone.name == "layer":
+        return _indivisible(cell)
+    return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)
+
+
+def _wrong_image(cell: Cell, images: dict[str, int]) -> str | None:
+    """An image that the backbone cannot take, as far as it was tried when the catalog was made."""
+    name, side = cell.backbone.name, cell.image_size
+    if "only" in images and side != images["only"]:
+        return f"{CANNOT}{name} takes images of {images['only']} px only, not of {side}: see the axis image_size"
+    if "smallest" in images and side < images["smallest"]:
+        return f"{CANNOT}{name} needs images of {images['smallest']} px or more, not {side}: see the axis image_size"
+    if side % images.get("step", 1):
+        return f"{CANNOT}{name} needs images whose side is a multiple of {images['step']} px, not {side}"
+    return None
 
 
 def _indivisible(cell: Cell) -> str | None:
@@ -165,6 +183,18 @@ def _indivisible(cell: Cell) -> str | None:
     for name in ("c_in", "c_out"):
         if options[name] % options["groups"]:
             return f"{CANNOT}{name} {options[name]} is not a multiple of groups {options['groups']}"
+    return None
+
+
+def _wrong_size(cell: Cell, backbone: dict[str, Any], sizes: Sequence[int]) -> str | None:
+    """A layer that `where` picks by its size, and whose size the block does not have."""
+    where = parse_where(where_value(cell.where))
+    if cell.kernel_size is not None or where.names:
+        return None
+    for size in where.kernel_sizes:
+        if str(size) in backbone["kernels"] and size not in sizes:
+            has = ", ".join(map(str, sizes))
+            return f"{CANNOT}{cell.block.name} has no kernel size {size} (it has {has}); see the axis where"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -10,17 +11,23 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness import blocks
+from harness.errors import Unsupported
 from harness.memory import (
     StorageTracker,
     build_on_meta,
+    fake_tensors,
     live_bytes,
     meta_copy,
     peak_step_bytes,
     saved_bytes,
+    saved_storages,
     to_fake,
 )
+from harness.memory.modules import running_module
 
 KIB = 1024
 
@@ -121,10 +128,13 @@ def test_a_tensor_that_outlives_the_tracker_does_no_harm():
 def sgd_step(model, x, y):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
 
-    def step():
+    def step(enter=lambda phase: None):
         optimizer.zero_grad()
+        enter("forward")
         loss = F.cross_entropy(model(x), y)
+        enter("backward")
         loss.backward()
+        enter("optimizer")
         optimizer.step()
 
     return optimizer, step
@@ -135,8 +145,9 @@ def test_the_peak_of_a_step_can_be_counted_by_hand():
     x = torch.randn(1024, 256)  # 1 MiB
     optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9, foreach=False)
 
-    def step():
+    def step(enter):
         optimizer.zero_grad()
+        enter("all of it")
         linear(x).sum().backward()
         optimizer.step()
 
@@ -150,11 +161,139 @@ def test_the_peak_of_a_step_can_be_counted_by_hand():
     assert found.peak <= x_bytes + 3 * weight + output + 4 * 512
 
 
+def test_the_parts_of_a_peak_are_its_parameters_gradients_activations():
+    first, second = nn.Linear(256, 512, bias=False), nn.Linear(512, 256, bias=False)
+    model = nn.Sequential(first, nn.ReLU(), second)
+    x = torch.randn(1024, 256)  # 1 MiB; hidden maps 2 MiB
+    weight, hidden = first.weight.nbytes, 2 * x.nbytes
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+
+    def step(enter):
+        optimizer.zero_grad()
+        enter("forward")
+        loss = model(x).sum()
+        enter("backward")
+        loss.backward()
+        enter("optimizer")
+        optimizer.step()
+
+    found = peak_step_bytes(model, optimizer, step, [x])
+    parts = found.categories
+    assert parts["parameters"] == parts["optimizer state"] == 2 * weight
+    assert parts["input"] == x.nbytes
+    # kept by the ReLU and the second layer, one map: the ReLU's result; and the loss. A sum needs no values.
+    assert parts["activations"] == hidden + 512
+    # highest in the ReLU's backward: the second weight has its gradient, the hidden map's goes in and comes out
+    assert parts["gradients"] == weight
+    assert 2 * hidden <= parts["temporaries"] <= 2 * hidden + 2 * 512
+    assert sum(parts.values()) == sum(found.owners.values()) == found.peak
+    assert found.at == "backward"
+    assert found.phases["backward"] == found.peak
+    # after backward nothing is left but weights, gradients, momentum, input and the loss
+    assert found.phases["optimizer"] == 3 * 2 * weight + x.nbytes + 512 == found.before + 512
+    # the first layer's output dies when the ReLU has its result
+    assert found.phases["forward"] == 2 * 2 * weight + x.nbytes + 2 * hidden
+    # weight, gradient (the second layer's alone), momentum; and the hidden map belongs to the ReLU that made it
+    assert found.owners["2"] == 3 * weight
+    assert found.owners["0"] == 2 * weight
+    assert found.owners["1"] == hidden
+
+
+def test_a_phase_knows_its_own_highest_point():
+    with StorageTracker() as tracker:
+        tracker.enter("one")
+        x = torch.zeros(2048, dtype=torch.uint8)
+        y = torch.zeros(1024, dtype=torch.uint8)
+        del y
+        tracker.enter("two")
+        z = torch.zeros(512, dtype=torch.uint8)
+        assert tracker.phases == {"one": 3072, "two": 2560}
+        assert [(life.size, life.category) for life in tracker.at_peak()] == [
+            (2048, "activations"),
+            (1024, "temporaries"),
+        ]
+        del x, z
+
+
+def test_a_module_that_raises_does_not_stay_the_running_one():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("no")
+
+    model = nn.Sequential(nn.Identity(), Broken())
+    with running_module(model) as owner:
+        with pytest.raises(ValueError, match="no"):
+            model(torch.zeros(1))
+        assert owner() == ""
+
+
+def test_who_keeps_what_for_backward():
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.ReLU(), nn.Linear(32, 32, bias=False))
+    x = torch.randn(4, 32)
+    kept = {tuple(sorted(saved.owners)): saved.size for saved in saved_storages(model, x)}
+    assert kept == {("0",): x.nbytes, ("1", "2"): x.nbytes}  # the ReLU's result serves its own and the layer's backward
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.BatchNorm2d(8),
+        lambda: nn.BatchNorm2d(8, affine=False),
+        lambda: nn.LayerNorm([8, 4, 4]),
+        lambda: nn.LayerNorm([8, 4, 4], elementwise_affine=False),
+        lambda: nn.GroupNorm(2, 8),
+        lambda: nn.GroupNorm(2, 8, affine=False),
+        lambda: nn.InstanceNorm2d(8, affine=True),
+    ],
+)
+@pytest.mark.parametrize(
+    ("weights", "inputs"), [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16",) * 2, ("float32",) * 2]
+)
+def test_fake_norms_have_the_dtypes_of_the_cpus(norm, weights, inputs):
+    def dtypes(module):
+        seen = []
+
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                if "norm" in str(func):
+                    seen.extend(leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+                return result
+
+        x = torch.zeros(2, 8, 4, 4, dtype=getattr(torch, inputs), requires_grad=True)
+        with Seen():
+            module(x).float().sum().backward()
+        return seen
+
+    real = dtypes(norm().to(getattr(torch, weights)))
+    bare = build_on_meta(norm).to(getattr(torch, weights))
+    with fake_tensors() as mode:
+        assert dtypes(to_fake(bare, mode)) == real
+
+
+class Looks(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        if self.how == "value":
+            return x * self.weight if x.sum().item() > 0 else x
+        return x[torch.nonzero(x[:, 0, 0, 0])[:, 0]] * self.weight
+
+
+@pytest.mark.parametrize(("how", "operator"), [("value", "_local_scalar_dense"), ("shape", "nonzero")])
+def test_an_operator_that_looks_at_values_is_named(how, operator):
+    bare = build_on_meta(lambda: Looks(how))
+    with pytest.raises(Unsupported, match=operator), fake_tensors() as mode:
+        to_fake(bare, mode)(torch.zeros(2, 3, 4, 4))
+
+
 def resnet18_step(fake):
-    mode = FakeTensorMode()
     build = lambda: timm.create_model("resnet18", num_classes=10)  # noqa: E731
-    model = to_fake(build_on_meta(build), mode) if fake else build()
-    with mode if fake else torch.enable_grad():
+    model = build_on_meta(build) if fake else build()
+    with fake_tensors() if fake else nullcontext() as mode:
+        model = to_fake(model, mode) if fake else model
         x, y = torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
         optimizer, step = sgd_step(model.train(), x, y)
         return peak_step_bytes(model, optimizer, step, [x, y]), saved_bytes(model, x)
@@ -162,6 +301,19 @@ def resnet18_step(fake):
 
 def test_fake_and_real_steps_of_resnet18_agree_to_the_byte():
     assert resnet18_step(fake=True) == resnet18_step(fake=False)
+
+
+def test_watching_modules_changes_no_count():
+    model = timm.create_model("resnet10t", num_classes=10).train()
+    x, y = torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
+    optimizer, step = sgd_step(model, x, y)
+    found = peak_step_bytes(model, optimizer, step, [x, y])
+    with StorageTracker() as tracker:
+        standing = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters()), x, y]
+        tracker.register([*standing, *(s["momentum_buffer"] for s in optimizer.state.values())])
+        del standing
+        step()
+    assert tracker.peak == found.peak
 
 
 @pytest.mark.slow

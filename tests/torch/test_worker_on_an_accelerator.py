@@ -54,16 +54,14 @@ def test_times_are_the_devices_own_and_every_batch_is_waited_for_once(device):
     assert marks == ["record", "record", "synchronize", "elapsed"] * (len(marks) // 4)
 
 
-def test_memory_is_asked_of_the_devices_allocator_in_the_second_step(device, monkeypatch):
-    asked = []
-    for name in ("memory_reset", "memory_peak", "synchronize"):
-        real = getattr(device, name)
-        monkeypatch.setattr(device, name, lambda name=name, real=real: asked.append(name) or real())
+def test_memory_is_asked_of_the_devices_allocator(device):
     (record,) = perform((CELL,), TaskKind.CELL, "train_memory")
-    (reading,) = record.readings
-    assert reading.values == (12_345,)
-    assert reading.facts == {"counted": "the device's allocator", "optimizer": "foreach"}
-    assert asked == ["memory_reset", "synchronize", "memory_reset", "synchronize", "memory_peak"]
+    found = {reading.metric: reading for reading in record.readings}
+    assert found["train_memory"].values == found["train_memory_first"].values == (12_345,)
+    assert found["train_memory_reserved"].values == (2 * 12_345,)
+    facts = found["train_memory"].facts
+    assert (facts["counted"], facts["optimizer"]) == ("the device's allocator", "foreach")
+    assert found["train_memory_unpredicted"].values == (12_345 - facts["predicted"],)
 
 
 def test_exactness_and_counts_work_there_too(device):

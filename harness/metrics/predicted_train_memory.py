@@ -1,0 +1,28 @@
+"""What a training step keeps in memory at its highest, without data and without the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.metrics.base import metric, one
+from harness.metrics.prediction import assumptions, breakdown, predict
+from harness.metrics.subject import Subject, optimizer_options
+from harness.records import Kind, Quantity, Reading, TaskKind
+
+
+@metric(
+    "predicted_train_memory",
+    TaskKind.CELL,
+    Quantity("predicted_train_memory", "B", Kind.COUNT, what="predicted peak of live tensors over a training step"),
+    on_device=False,
+)
+def predicted_train_memory(subject: Subject) -> Iterable[Reading]:
+    """Predicted peak bytes of live tensors over a steady-state training step, by running it on fake tensors.
+
+    What train_memory counts on the CPU, to the byte. The facts say what is assumed, and split the peak by category
+    and by module, and the step by phase.
+    """
+    implementation = optimizer_options(subject.cell)["implementation"]
+    step = predict(subject)
+    facts = {"optimizer": implementation, "assumptions": assumptions(subject), **breakdown(step)}
+    yield one("predicted_train_memory", "train", "B", step.peak, **facts)
