@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Annotated, Literal, Self
 
@@ -153,7 +153,7 @@ class LinearBranches(nn.Module):
         weights = self.weights()
         scales = weights.scales[:, :, None, None]
         for scale, term, evaluate in zip(scales, self.terms.values(), self._evaluations(weights), strict=True):
-            yield term(evaluate, x_NCHW, scale)
+            yield term(partial(_scaled, scale, evaluate), x_NCHW)
 
     def _evaluations(self, weights: Weights) -> Iterator[Callable[[Tensor], Tensor]]:
         """Each branch as a function of the feature map, not scaled, in the order of the scales' rows."""
@@ -188,8 +188,12 @@ class Term(nn.Module):
         super().__init__()
         self.branch_name = name
 
-    def forward(self, evaluate: Callable[[Tensor], Tensor], x_NCHW: Tensor, scale: Tensor) -> Tensor:
-        return scale * evaluate(x_NCHW)
+    def forward(self, evaluate: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
+        return evaluate(x_NCHW)
+
+
+def _scaled(scale: Tensor, evaluate: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
+    return scale * evaluate(x_NCHW)
 
 
 @BLOCKS.register("orepa")

@@ -28,7 +28,7 @@ from harness.errors import HarnessError
 from harness.execution.process import main
 from harness.records import Json, Status, Task
 
-PRELOAD = ["harness.execution.process", "harness.execution.worker"]
+PRELOAD = ["harness.execution.process", "harness.execution.preload"]
 POLL = 0.2
 """Seconds between looks at the clock and at the worker's memory."""
 

@@ -73,7 +73,12 @@ def pretend_first_step(model: nn.Module, optimizer: Optimizer) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
+    choices = [(group["foreach"], group["fused"]) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["foreach"], group["fused"] = True, False  # the same state, made with the fewest operators
     optimizer.step()
+    for group, (foreach, fused) in zip(optimizer.param_groups, choices, strict=True):
+        group["foreach"], group["fused"] = foreach, fused
 
 
 def _register(tracker: StorageTracker, model: nn.Module, optimizer: Optimizer) -> None:

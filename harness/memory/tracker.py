@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GRANULE = 512
 """Bytes that a storage is rounded up to, as c10's CUDACachingAllocator does (kMinBlockSize)."""
+
+DEVICE = torch.ops.prim.device.default
 
 ACTIVATIONS, TEMPORARIES = "activations", "temporaries"
 """What a storage is that nobody registered: kept from one phase for the next, or not."""
@@ -57,6 +61,10 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, Life] = {}
         self._lives: list[Life] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled; guarding against it costs time at every operator
+
     def register(self, tensors: Iterable[Tensor], category: str = "", owner: str = "") -> None:
         """Count tensors that no operator will return (parameters, inputs, ...), or say what counted ones are."""
         for tensor in tensors:
@@ -83,6 +91,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # autograd asks several times per operator, and the way down is long
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

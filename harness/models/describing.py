@@ -18,6 +18,10 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 """Pixels. Networks that pool, merge or shift windows want the side of an image to be a multiple of one of these."""
 
 
+FAR = 64
+"""Pixels beyond a network's own size, a multiple of every step: only one that takes any size takes this too."""
+
+
 def describe(name: str) -> dict[str, Json]:
     """Plain JSON about the backbone `name` with 1000 classes.
 
@@ -50,8 +54,8 @@ def images(model: nn.Module) -> dict[str, int]:
     """
     own = input_shape(model)[-1]
     for step in STEPS:
-        # a size between two multiples may work by chance: three neighbours do not
-        if own % step == 0 and all(_runs(model, own + step * by) for by in (0, -1, 1, 3)):
+        # sizes may work by chance, where a stride rounds them to the right map: five of them do not
+        if own % step == 0 and all(_runs(model, own + more) for more in (0, -step, step, 3 * step, FAR)):
             return {"step": step, "smallest": _smallest(model, own, step)}
     return {"only": own}
 

@@ -16,7 +16,7 @@ from harness.report.environment import flat, hardware
 from harness.report.published import Beside, beside
 from harness.report.sentences import sentences
 from harness.report.tables import GroupView, Table, tables, views
-from harness.verdict.labels import describe, varying
+from harness.verdict.labels import axes_of, describe, varying
 from harness.verdict.run import unmeasured
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def _failures(run: Run) -> list[str]:
     vary, lines = varying(run.cells), []
     for cell, (status, reason) in unmeasured(run.records()).items():
         if cell in run.cells.index:
-            label = describe({axis: run.cells.at[cell, axis] for axis in vary | {"block"}})
+            axes = axes_of(run.cells, cell)
+            label = describe({axis: axes[axis] for axis in vary | {"block"}})
             lines.append(f"{label} ({cell}): {status}{f', {reason}' if reason else ''}")
     return lines
 

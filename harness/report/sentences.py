@@ -49,8 +49,11 @@ def _slower(row: Any, verb: str, noun: str, base: str) -> str:
 
 
 def _memory(view: GroupView, cell: str) -> Iterator[str]:
-    """The peak when it was measured, else what is kept for backward."""
-    for metric, what in (("train_memory", "the peak of training"), ("saved_memory", "what is kept for backward")):
+    """The peak when it was measured, else as it was predicted, else what is kept for backward."""
+    asked = (("train_memory", "the peak of training"),
+             ("predicted_train_memory", "the predicted peak of training"),
+             ("saved_memory", "what is kept for backward"))  # fmt: skip
+    for metric, what in asked:
         rows = [row for key, row in view.ratios.items() if key[:2] == (cell, metric)]
         for row in rows:
             if math.isfinite(row.difference):

@@ -84,6 +84,8 @@ class _Names:
             if values is not None and name not in zipped:
                 self._doubles(name, values)
         self._variants("block", axes.block, lambda v: catalog.lookup("block", catalog.blocks(), v.name)["options"])
+        for i, block in enumerate(axes.block):
+            self._something_left(block, ("axes", "block", i))
         self._variants("backbone", axes.backbone, self._backbone_options)
         self._variants("device", axes.device, self._device_options)
         self._variants("optimizer", axes.optimizer, lambda v: _known("optimizer", v.name, vocabulary.OPTIMIZERS))
@@ -129,6 +131,13 @@ class _Names:
                 problem = problem[0], _online_remedy(variant.name) or problem[1]
             if problem:
                 raise self.fail(f"{option} of {variant.name}: {problem[0]}", problem[1], place)
+
+    def _something_left(self, block: Variant, location: Location) -> None:
+        """Of a block's components one must stay."""
+        components = catalog.blocks()[block.name]["limits"].get("at_least_one", [])
+        if components and not any(block.options.get(name, True) for name in components):
+            problem = f"{block.name} has nothing left: {', '.join(components)} are all false"
+            raise self.fail(problem, "leave at least one of them true", location)
 
     @staticmethod
     def _backbone_options(variant: Variant) -> Mapping[str, Any]:

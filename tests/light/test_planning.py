@@ -202,3 +202,44 @@ def test_parts_have_groups_and_references_of_their_own(suite_of):
     assert len({cell.id for cell in planned.cells}) == 4, "the same point in two parts is two cells"
     assert {t.cells[0].part for t in planned.tasks if t.kind is TaskKind.CELL} == {"training"}
     assert labels(planned.only("part == 'sizes'"), "kernel_size") == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "says"),
+    [
+        ("vgg16", 31, "32 px or more"),
+        ("coatnet_0_224", 96, "224 px only"),
+        ("dla34", 100, "multiple of 32"),
+    ],
+)
+def test_an_image_that_no_backbone_of_the_suite_can_take_is_refused(suite_of, backbone, side, says):
+    text = f"axes: {{block: conv, backbone: {backbone}, image_size: {side}}}\nmetrics: params"
+    with pytest.raises(SuiteError, match=says):
+        plan(suite_of(text))
+
+
+def test_an_image_that_one_of_several_backbones_cannot_take_leaves_that_cell_out(suite_of):
+    text = "axes: {block: conv, backbone: [vgg16, resnet18], image_size: [16, 64]}\nmetrics: params"
+    planned = plan(suite_of(text))
+    assert [(cell.backbone.name, cell.image_size) for cell in planned.cells] == [
+        ("vgg16", 64),
+        ("resnet18", 16),
+        ("resnet18", 64),
+    ]
+    assert "vgg16 needs images of 32 px or more, not 16" in planned.excluded[0].reason
+
+
+def test_a_block_that_lacks_the_size_of_the_layers_is_refused(suite_of):
+    with pytest.raises(SuiteError, match="orepa_1x1 has no kernel size 3"):
+        plan(suite_of("axes: {block: orepa_1x1, backbone: resnet18}\nmetrics: params"))
+    fits = "axes: {block: orepa_1x1, backbone: resnet50, where: {kernel_size: 1}}\nmetrics: params"
+    assert len(plan(suite_of(fits)).cells) == 1
+
+
+def test_checkpointing_is_an_axis_that_a_single_layer_cannot_have(suite_of):
+    text = "axes: {block: conv, backbone: resnet18, checkpointing: [false, true]}\ncompare: {axis: checkpointing}\nmetrics: params"
+    planned = plan(suite_of(text))
+    assert [cell.checkpointing for cell in planned.cells] == [False, True]
+    assert len({cell.id for cell in planned.cells}) == 2
+    with pytest.raises(SuiteError, match="nothing to compute again"):
+        plan(suite_of("axes: {block: conv, backbone: layer, checkpointing: true}\nmetrics: params"))

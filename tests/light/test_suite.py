@@ -13,7 +13,7 @@ from harness.suite import load_suite
 from harness.suite.schema import schema_text
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "suites").glob("**/*.yaml"))
+SHIPPED = sorted((ROOT / "suites").rglob("*.yaml"))
 
 
 def only_part(suite):
@@ -46,8 +46,33 @@ def test_defaults_are_those_of_the_design(suite_of):
         ("axes: {block: conv, backbone: layer, device: gpu}\nmetrics: params", 1, "'gpu'", "cuda"),
         ("axes: {block: conv, backbone: layer, kernel_size: 4}\nmetrics: params", 1, "kernel_size 4", "odd"),
         ("axes: {block: conv, backbone: layer, kernel_size: '3'}\nmetrics: params", 1, "integer", "odd, 1 to 13"),
-        ("axes: {block: conv, backbone: layer, batch_size: 0}\nmetrics: params", 1, "greater than", "default 8"),
-        ("axes: {block: conv, backbone: layer, batch_size: true}\nmetrics: params", 1, "integer", "default 8"),
+        ("axes: {block: conv, backbone: layer, batch_size: 0}\nmetrics: params", 1, "greater than", "1 or more"),
+        ("axes: {block: conv, backbone: layer, image_size: 0}\nmetrics: params", 1, "greater than", "1 or more"),
+        ("axes: {block: conv, backbone: layer, optimizer: sdg}\nmetrics: params", 1, "'sdg'", "sgd"),
+        (
+            "axes: {block: conv, backbone: layer, optimizer: {sgd: {implementation: fast}}}\nmetrics: params",
+            1,
+            "'fast'",
+            "foreach",
+        ),
+        ("axes: {block: conv, backbone: layer, checkpointing: 1}\nmetrics: params", 1, "checkpointing", "true"),
+        (
+            "axes: {block: conv, backbone: layer}\nmetrics: {max_batch: {memory: 24 gigs}}",
+            2,
+            "amount of memory",
+            "24GiB",
+        ),
+        ("axes: {block: conv, backbone: layer}\nmetrics: {max_batch: {memory: -1}}", 2, "amount of memory", "24GiB"),
+        ("axes: {block: conv, backbone: layer}\nmetrics: {max_batch: {memory: true}}", 2, "amount of memory", "24GiB"),
+        ("axes: {block: conv, backbone: layer}\nmetrics: {max_batch: {by: guess}}", 2, "'guess'", "trial"),
+        ("axes: {block: {orepa: {prior: 'no'}}, backbone: layer}\nmetrics: params", 1, "prior of orepa", "true, false"),
+        (
+            "axes: {block: {orepa: {origin: false, average: false, prior: false, point: false, chain: false, separable: false}}, backbone: layer}\nmetrics: params",
+            1,
+            "nothing left",
+            "at least one",
+        ),
+        ("axes: {block: conv, backbone: layer, batch_size: true}\nmetrics: params", 1, "integer", "1 or more"),
         ("axes: {block: conv, backbone: layer, where: stem}\nmetrics: params", 1, "'stem'", "repvgg-paper"),
         ("axes: {block: {orepa: {scalng: none}}, backbone: layer}\nmetrics: params", 1, "'scalng'", "scaling"),
         ("axes: {block: {orepa: {scaling: no-such}}, backbone: layer}\nmetrics: params", 1, "'no-such'", "vector"),

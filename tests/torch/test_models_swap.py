@@ -12,7 +12,7 @@ from harness import blocks
 from harness.catalog.where import PRESETS, Where, parse
 from harness.errors import HarnessError, UnknownName, Unsupported
 from harness.memory import build_on_meta
-from harness.models import build, swap
+from harness.models import build, fuse, swap
 
 
 def changed(model):
@@ -266,3 +266,44 @@ def test_where_parses_what_it_prints():
     assert parse(None) == parse("default") == parse({}) == Where()
     assert parse({"dbb-paper": {}}) == PRESETS["dbb-paper"]
     assert parse(parse("repvgg-paper")) is PRESETS["repvgg-paper"]
+
+
+def blocks_in(model):
+    return {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, blocks.Block)}
+
+
+def test_the_papers_preset_puts_orepas_companions_into_1x1_layers_and_the_stem():
+    new = swap(on_meta("resnet50"), "orepa", where="orepa-paper")
+    found = blocks_in(new)
+    assert found.pop("conv1") == "OREPAStem"
+    ones = [name for name in found if name.endswith(("conv1", "conv3", "downsample.0"))]
+    assert {found.pop(name) for name in ones} == {"OREPA1x1"}
+    assert len(ones) == 2 * 16 + 4  # with the shortcuts of bottlenecks
+    assert set(found.values()) == {"OREPA"}
+    assert len(found) == 16
+    said = {change.name: change.reason for change in new.swap_report}
+    assert "companion" in said["conv1"]
+
+
+def test_the_shortcuts_of_basic_blocks_stay_and_other_blocks_have_no_companions():
+    found = blocks_in(swap(on_meta("resnet18"), "orepa", where="orepa-paper"))
+    assert found.pop("conv1") == "OREPAStem"
+    assert set(found.values()) == {"OREPA"}
+    assert len(found) == 16
+    assert set(blocks_in(swap(on_meta("resnet50"), "dbb", where="orepa-paper")).values()) == {"DBB"}
+
+
+def test_companions_take_the_options_they_have_and_keep_their_layers_sizes():
+    options = {"reparam": "offline", "scaling": "scalar", "prior": False}
+    new = swap(on_meta("resnet50"), "orepa", where="orepa-paper", kernel_size=5, **options)
+    stem, one, five = new.conv1, new.layer1[0].conv1, new.layer1[0].conv2
+    assert (stem.reparam, one.reparam, five.reparam) == ("offline",) * 3
+    assert (stem.spec.kernel_size, one.spec.kernel_size, five.spec.kernel_size) == (7, 1, 5)
+    assert one.scales.shape == (2, 1)
+    assert "prior" not in five.branches.used
+
+
+def test_a_network_with_companions_folds_exactly(lived_in):
+    model = lived_in(swap(build("test_resnet", num_classes=10), "orepa", where="orepa-paper")).double().eval()
+    x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    torch.testing.assert_close(fuse(model)(x), model(x), rtol=1e-9, atol=1e-9)

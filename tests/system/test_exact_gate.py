@@ -1,0 +1,66 @@
+"""suites/ci.yaml and results/baselines/ci.json: this repository's own gate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.catalog import metrics
+from harness.execution.local import LocalExecutor
+from harness.planning import plan
+from harness.records import Kind, Record, Task, TaskKind, Variant
+from harness.suite import load_suite
+
+ROOT = Path(__file__).parents[2]
+SUITE, BASELINE = ROOT / "suites" / "ci.yaml", ROOT / "results" / "baselines" / "ci.json"
+TIMES = 5
+
+
+def quantities_of(metric):
+    return {Kind(quantity["kind"]) for quantity in metrics()[metric]["quantities"]}
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(load_suite(SUITE))
+
+
+def test_nothing_in_it_is_timed_or_a_matter_of_chance(planned):
+    assert {task.kind for task in planned.tasks} == {TaskKind.CELL}
+    read = {metric.name for task in planned.tasks for metric in task.metrics}
+    # train_memory's sampled quantities are an accelerator's; on the CPU it is a count
+    assert all(Kind.SAMPLED not in quantities_of(name) for name in read - {"train_memory"})
+    assert {cell.device.name for cell in planned.cells} == {"cpu"}
+
+
+def test_the_baseline_is_of_this_suite_and_complete(planned):
+    kept = json.loads(BASELINE.read_text())
+    assert set(kept["cells"]) == {cell.id for cell in planned.cells}
+    for task in planned.tasks:
+        (cell,) = task.cells
+        names = " ".join(kept["cells"][cell.id]["readings"])
+        assert all(metric.name in names for metric in task.metrics), cell
+
+
+@pytest.mark.slow
+def test_its_counts_are_equal_in_five_fresh_processes(planned):
+    counted = {n for task in planned.tasks for m in task.metrics if Kind.COUNT in quantities_of(n := m.name)}
+    cells = tuple(cell for cell in planned.cells if cell.batch_size < 64)
+    metrics_ = tuple(Variant(name) for name in sorted(counted))
+    task = Task(TaskKind.CELL, cells, metrics_, 0, planned.suite.budget.for_workers())
+    found = []
+    with LocalExecutor() as executor:
+        for number in range(TIMES):
+            records = []
+            # another order each time: what a process did before must not matter
+            turned = replace(task, cells=(*cells[number:], *cells[:number]))
+            death = executor.perform(turned, "key", "print", lambda m, to=records: to.append(m))
+            assert death is None
+            done = [Record.from_json(message["record"]) for message in records if "record" in message]
+            values = {(r.cell, reading.metric, reading.form): reading.values for r in done for reading in r.readings}
+            assert len({cell for cell, _, _ in values}) == len(cells)
+            found.append(values)
+    assert all(other == found[0] for other in found[1:])
