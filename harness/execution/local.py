@@ -41,6 +41,10 @@ TAIL = 4000
 """Characters of a dead worker's output that its record keeps."""
 
 
+_STARTING = threading.Lock()
+"""One at a time: starting a process looks at sys.modules, which `_without_main` changes for a moment."""
+
+
 @dataclass(frozen=True)
 class Death:
     """How a worker ended without finishing its task."""
@@ -62,6 +66,10 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End what is being performed, if anything is."""
         self._kill()
 
     def probe(self, names: list[str]) -> Json:
@@ -96,7 +104,7 @@ class LocalExecutor:
 
     def _start(self, order: Json, writer: Connection, output: Path) -> None:
         self._worker = self._context.Process(target=main, args=(order, writer, str(output)))
-        with _without_main(), _uninterrupted():
+        with _STARTING, _without_main(), _uninterrupted():
             self._worker.start()
         writer.close()
 

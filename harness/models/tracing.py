@@ -17,6 +17,8 @@ from harness.errors import HarnessError
 from harness.memory import meta_copy
 from harness.models.backbones import input_shape
 
+OTHER_RANKS = {nn.Conv1d, nn.Conv3d}
+
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 """Norms whose arithmetic is known; a subclass may do something else."""
 
@@ -58,6 +60,12 @@ def trace(model: nn.Module, *, training: bool) -> Trace:
         with torch.random.fork_rng(devices=[]):
             return _run(_real_copy(model), training)
     except Exception as failure:
+        kinds = {type(module) for module in model.modules()}
+        if kinds & OTHER_RANKS and nn.Conv2d not in kinds:
+            raise HarnessError(
+                f"{type(model).__name__} does not take images as (N, C, H, W): {failure}",
+                remedy="use a network of two-dimensional convolutions",
+            ) from failure
         raise HarnessError(
             f"the model could not be run once to see its layers: {failure}",
             remedy="check that model(images) works in its own default image size",

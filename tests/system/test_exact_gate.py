@@ -51,16 +51,16 @@ def test_its_counts_are_equal_in_five_fresh_processes(planned):
     cells = tuple(cell for cell in planned.cells if cell.batch_size < 64)
     metrics_ = tuple(Variant(name) for name in sorted(counted))
     task = Task(TaskKind.CELL, cells, metrics_, 0, planned.suite.budget.for_workers())
-    found = []
+
+    def counts(executor, number):
+        # another order each time: what a process did before must not matter
+        turned = replace(task, cells=(*cells[number:], *cells[:number]))
+        messages = []
+        assert executor.perform(turned, "key", "print", messages.append) is None
+        records = [Record.from_json(message["record"]) for message in messages if "record" in message]
+        return {(r.cell, reading.metric, reading.form): reading.values for r in records for reading in r.readings}
+
     with LocalExecutor() as executor:
-        for number in range(TIMES):
-            records = []
-            # another order each time: what a process did before must not matter
-            turned = replace(task, cells=(*cells[number:], *cells[:number]))
-            death = executor.perform(turned, "key", "print", lambda m, to=records: to.append(m))
-            assert death is None
-            done = [Record.from_json(message["record"]) for message in records if "record" in message]
-            values = {(r.cell, reading.metric, reading.form): reading.values for r in done for reading in r.readings}
-            assert len({cell for cell, _, _ in values}) == len(cells)
-            found.append(values)
+        found = [counts(executor, number) for number in range(TIMES)]
+    assert {cell for cell, _, _ in found[0]} == {cell.id for cell in cells}
     assert all(other == found[0] for other in found[1:])

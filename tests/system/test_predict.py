@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 
 import pytest
 
@@ -67,3 +69,18 @@ def test_an_amount_that_is_none_is_refused(user, amount):
     done = user.run("plan", user.suite(SUITE), "--predict", f"--memory={amount}")
     assert done.returncode == 2
     assert "not an amount of memory" in done.stderr
+
+
+def test_ctrl_c_ends_it_at_once_and_leaves_no_process(user):
+    suite = user.suite("""
+        axes: {block: [conv, dbb, orepa], backbone: [resnet18, resnet101], batch_size: [2, 4, 8, 16], image_size: 64}
+        metrics: [predicted_train_memory]
+    """)
+    process = user.start("plan", suite, "--predict")
+    line = process.stderr.readline()  # the first cell is in hand
+    assert line.startswith("[1/24]")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert user.wait_until_alone() == []

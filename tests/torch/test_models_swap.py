@@ -307,3 +307,10 @@ def test_a_network_with_companions_folds_exactly(lived_in):
     model = lived_in(swap(build("test_resnet", num_classes=10), "orepa", where="orepa-paper")).double().eval()
     x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     torch.testing.assert_close(fuse(model)(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv3d])
+def test_a_network_of_another_rank_is_refused_with_a_remedy(conv):
+    with pytest.raises(HarnessError, match=r"\(N, C, H, W\)") as refusal:
+        swap(nn.Sequential(conv(3, 8, 3)), "repvgg")
+    assert "two-dimensional" in refusal.value.remedy
