@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from harness.metrics.prediction import predict
 from harness.metrics.subject import AUTOCAST
 from harness.models import backbones
 from harness.records import Cell, Variant
+from harness.store.run import open_run
 
 CELL = Cell(
     block=Variant("conv"),
@@ -144,6 +146,17 @@ def test_a_paper_scale_prediction_takes_no_room():
     assert found.categories["optimizer state"] == found.categories["parameters"]
     assert found.categories["input"] == 256 * 3 * 224 * 224 * 4 + 2048  # images and labels
     assert 5 * 2**30 < found.peak < 6 * 2**30
+
+
+def test_the_recorded_study_is_what_the_code_predicts_today():
+    recorded = open_run(Path(__file__).parents[2] / "results" / "studies" / "orepa-memory")
+    peaks = {record.cell: record.readings[0] for record in recorded.records()}
+    seen = 0
+    for id_, cell in recorded.planned_cells.items():
+        if (cell.part, cell.backbone.name) == ("resnets", "resnet18"):
+            assert read("predicted_train_memory", cell)["predicted_train_memory"].values == peaks[id_].values
+            seen += 1
+    assert seen == 4
 
 
 class Lazy(nn.Module):
