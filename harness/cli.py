@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -276,6 +277,8 @@ def _last_line(run: Run, outcome: Outcome) -> str:
 
 def main() -> None:
     """The console script: HarnessError becomes a message and exit code 2 (5 when a baseline is missing)."""
+    # a shell starts background commands with Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except HarnessError as problem:

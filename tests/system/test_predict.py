@@ -72,11 +72,14 @@ def test_an_amount_that_is_none_is_refused(user, amount):
 
 
 def test_ctrl_c_ends_it_at_once_and_leaves_no_process(user):
+    # as a command that a shell started in the background
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     suite = user.suite("""
         axes: {block: [conv, dbb, orepa], backbone: [resnet18, resnet101], batch_size: [2, 4, 8, 16], image_size: 64}
         metrics: [predicted_train_memory]
     """)
     process = user.start("plan", suite, "--predict")
+    signal.signal(signal.SIGINT, before)
     line = process.stderr.readline()  # the first cell is in hand
     assert line.startswith("[1/24]")
     time.sleep(1)
