@@ -174,19 +174,25 @@ class Budget:
     seeds: int = 1
     timeout: float = 600.0
     memory: int | None = None
+    precision: float | None = None
+    group_time: float | None = None
 
 
 class TaskKind(StrEnum):
-    """What one fresh process does: a cell's clockless metrics, a round of a group, or a training from a seed."""
+    """What one fresh process does: a cell's clockless metrics, a round of a group, what a cell costs at its very
+    first step, or a training from a seed. A look is no task: it is where a group's rounds so far were judged.
+    """
 
     CELL = "cell"
     VISIT = "visit"
+    FIRST = "first"
     TRAINING = "training"
+    LOOK = "look"
 
 
 @dataclass(frozen=True)
 class Task:
-    """The work of one process. `round` numbers the visits of a group, or the seeds of a training."""
+    """The work of one process. `round` numbers the rounds of a group or cell, or the seeds of a training."""
 
     kind: TaskKind
     cells: tuple[Cell, ...]

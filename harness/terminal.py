@@ -91,6 +91,7 @@ def _work_text(plan: Plan) -> str:
     names = {
         TaskKind.CELL: "of counts and exactness",
         TaskKind.VISIT: "timed rounds of a group",
+        TaskKind.FIRST: "first steps",
         TaskKind.TRAINING: "trainings",
     }
     tasks = ", ".join(f"{kinds[kind]} {names[kind]}" for kind in TaskKind if kinds[kind])

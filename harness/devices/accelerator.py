@@ -7,12 +7,14 @@ whatever cannot be measured is refused instead.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
+from harness.devices import graphs, nvidia
 from harness.devices.base import Device
 from harness.errors import Unsupported
 from harness.records import Json
@@ -66,6 +68,16 @@ class AcceleratorDevice(Device):
 
     def elapsed(self, start: torch.Event, end: torch.Event) -> float:
         return start.elapsed_time(end) / 1e3  # torch gives milliseconds
+
+    def cache_bytes(self) -> int | None:
+        # ROCm counts one die's L2 here and leaves out the cache behind all of them, which is far larger
+        size = getattr(self._properties(), "L2_cache_size", None)
+        return size if size and not torch.version.hip else None
+
+    def capture(self, step: Callable[[], object]) -> Callable[[], object]:
+        if not graphs.can_capture(self.kind):
+            return super().capture(step)
+        return graphs.capture(self.torch_device, step)
 
     def memory_now(self) -> int:
         return self._bytes("allocated_bytes.all.current")
@@ -121,6 +133,7 @@ class AcceleratorDevice(Device):
             "driver": self._driver(properties),
             "runtime": torch.version.cuda or torch.version.hip,
             "memory_bytes": total,
+            "cache_bytes": self.cache_bytes(),
             "threads": torch.get_num_threads(),
             "options": dict(self.options),
         }
@@ -148,6 +161,28 @@ class CudaDevice(AcceleratorDevice):
                 yield
         finally:
             torch.backends.cudnn.benchmark = before
+
+    @cached_property
+    def _card(self) -> nvidia.Card:
+        return nvidia.Card(self._properties())
+
+    def telemetry(self) -> dict[str, Json]:
+        return self._card.read()
+
+    def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
+        return nvidia.suspicious(telemetry)
+
+    def facts(self) -> dict[str, Json]:
+        """As of any accelerator; cuDNN's switches as they are while work is timed; why there is no telemetry."""
+        cudnn = torch.backends.cudnn
+        switches = {
+            "version": cudnn.version(),  # type: ignore[no-untyped-call]
+            "benchmark": self.options["cudnn_benchmark"],
+            "deterministic": cudnn.deterministic,
+            # what holds where the dtype axis says nothing else: float32 switches it off, tf32 on
+            "allow_tf32": cudnn.allow_tf32,
+        }
+        return {**super().facts(), "cudnn": switches, "no_telemetry": self._card.absent}
 
     def _driver(self, properties: Any) -> str | None:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={self.torch_device.index}"]

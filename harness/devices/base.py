@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,6 +12,9 @@ import torch
 from harness.errors import HarnessError, Unsupported
 from harness.records import Json
 from harness.registry import unknown
+
+UNKNOWN_CACHE = 2**28
+"""Bytes taken for a last-level cache whose size nobody tells: a buffer of twice that exceeds every GPU's of today."""
 
 
 class Device(ABC):
@@ -32,6 +35,7 @@ class Device(ABC):
             if not isinstance(value, bool):
                 raise HarnessError(f"{self.kind}: {name} is {value!r}", remedy=f"use {name}: true or {name}: false")
         self.options: dict[str, bool] = {**self.OPTIONS, **options}
+        self._passed_through: torch.Tensor | None = None
 
     def _no_option(self, name: str) -> HarnessError:
         if self.OPTIONS:
@@ -68,6 +72,39 @@ class Device(ABC):
     @abstractmethod
     def elapsed(self, start: Any, end: Any) -> float:
         """Seconds between two marks, once the device has been synchronised after the second."""
+
+    def cache_bytes(self) -> int | None:
+        """Bytes of the last-level cache, all of its parts together; None when that is not known."""
+        return None
+
+    def flush(self) -> None:
+        """Launch what drives everything else out of the last-level cache, a processor's program included; never waits.
+
+        A buffer of twice the cache is read and written, and kept for the next time. Read as well, because a
+        processor may write a large buffer past its caches.
+        """
+        if self._passed_through is None:
+            size = 2 * (self.cache_bytes() or UNKNOWN_CACHE)
+            self._passed_through = torch.zeros(-(-size // 4), dtype=torch.int32, device=self.torch_device)
+        self._passed_through.add_(1)
+
+    def capture(self, step: Callable[[], object]) -> Callable[[], object]:
+        """A call that launches, all at once, the work that `step` launches; it returns the same tensors every time.
+
+        `step` runs a few times before and once for the capture; what it reads must stay where it is. Raises
+        Unsupported where the device has no such thing, or `step` waits for the device or looks at values.
+        """
+        raise Unsupported(
+            f"device {self.kind} cannot capture work and replay it", remedy="leave graph out, or use cuda or xpu"
+        )
+
+    def telemetry(self) -> dict[str, Json]:
+        """What the hardware says of itself now, in SI units; empty where it says nothing. Not for timed stretches."""
+        return {}
+
+    def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
+        """Why a time taken while `telemetry` was read is not to be trusted, in a few words; None when it is."""
+        return None
 
     @abstractmethod
     def memory_now(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from time import perf_counter
@@ -36,6 +37,9 @@ class CpuDevice(Device):
     def elapsed(self, start: float, end: float) -> float:
         return end - start
 
+    def cache_bytes(self) -> int | None:
+        return last_level_cache()
+
     def memory_now(self) -> int:
         self._refuse()
 
@@ -66,6 +70,7 @@ class CpuDevice(Device):
             "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory_bytes": psutil.virtual_memory().total,
+            "cache_bytes": self.cache_bytes(),
             "driver": None,
             "options": dict(self.options),
         }
@@ -97,3 +102,31 @@ def processor_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def last_level_cache(root: Path = Path("/")) -> int | None:
+    """Bytes of the last-level caches behind the processors that this process may use; None where none is listed.
+
+    Each once, however many processors share it: a processor of several dies has several, and a buffer that is to
+    displace them all must exceed their sum. `root` is where sys/ is looked for.
+    """
+    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    sizes: dict[str, int] = {}
+    for processor in processors:
+        folder = root / f"sys/devices/system/cpu/cpu{processor}/cache"
+        found = [cache for cache in map(_cache, folder.glob("index*")) if cache is not None]
+        if found:
+            _, shared, size = max(found)
+            sizes[shared] = size
+    return sum(sizes.values()) or None
+
+
+def _cache(folder: Path) -> tuple[int, str, int] | None:
+    """Level, who shares it, bytes; None for a cache of instructions and for one that does not tell."""
+    try:
+        kind, level, shared, size = (
+            (folder / name).read_text(encoding="ascii").strip() for name in ("type", "level", "shared_cpu_list", "size")
+        )
+        return None if kind == "Instruction" else (int(level), shared, int(size.removesuffix("K")) * 1024)
+    except (OSError, ValueError):
+        return None

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from harness.devices import nvidia
 from harness.devices.base import Device
 from harness.records import Json
 
@@ -17,19 +18,27 @@ T = TypeVar("T")
 class FakeDevice(Device):
     """Every call lands in `log`. `ticks` are the seconds that successive batches take; afterwards 1.0 for ever.
 
-    `memory` is what memory_now answers (the allocator reserves twice its peak), `missing` the reason for its absence.
+    `memory` is what memory_now answers (the allocator reserves twice its peak), `missing` the reason for its absence,
+    `sensors` its telemetry, judged as an NVIDIA card's.
     """
 
     kind = "fake"
     OPTIONS: ClassVar[Mapping[str, bool]] = {"cudnn_benchmark": False}
 
     def __init__(
-        self, ticks: Iterable[float] = (), *, memory: int = 0, missing: str | None = None, **options: Json
+        self,
+        ticks: Iterable[float] = (),
+        *,
+        memory: int = 0,
+        missing: str | None = None,
+        sensors: Mapping[str, Json] | None = None,
+        **options: Json,
     ) -> None:
         super().__init__(**options)
         self.log: list[str] = []
         self.memory = memory
         self.missing = missing
+        self.sensors = dict(sensors or {})
         self._ticks = chain(ticks, repeat(1.0))
         self._peak = memory
         self._marks = 0
@@ -45,9 +54,11 @@ class FakeDevice(Device):
 
     def launching(self, step: Callable[[], T]) -> Callable[[], T]:
         """The same step, written down as ``launch`` whenever it runs."""
+        return self._written_down("launch", step)
 
+    def _written_down(self, word: str, step: Callable[[], T]) -> Callable[[], T]:
         def logged() -> T:
-            self.log.append("launch")
+            self.log.append(word)
             return step()
 
         return logged
@@ -69,6 +80,22 @@ class FakeDevice(Device):
             raise RuntimeError("elapsed before synchronize")
         self.log.append("elapsed")
         return next(self._ticks)
+
+    def flush(self) -> None:
+        self.log.append("flush")
+
+    def capture(self, step: Callable[[], object]) -> Callable[[], object]:
+        """Calls `step` once, as a real capture does at least, and hands it back as the replay."""
+        self.log.append("capture")
+        step()
+        return self._written_down("replay", step)
+
+    def telemetry(self) -> dict[str, Json]:
+        self.log.append("telemetry")
+        return dict(self.sensors)
+
+    def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
+        return nvidia.suspicious(telemetry)
 
     def memory_now(self) -> int:
         self._peak = max(self._peak, self.memory)

@@ -19,6 +19,7 @@ from harness.execution.inline import InlineExecutor
 from harness.execution.local import LocalExecutor
 from harness.execution.progress import ProgressDisplay
 from harness.execution.session import Session, absent_devices, check_foreign
+from harness.execution.stopping import Stopping
 from harness.planning import Plan
 from harness.store import journal
 from harness.store.directory import choose, describe
@@ -85,9 +86,9 @@ def run_suite(
         stack.callback(book.close)
         tasks = [task for task in plan.tasks if task.key in open_work]
         display = stack.enter_context(ProgressDisplay(tasks, console))
-        session = Session(at_work, book, run.fingerprint.id, display, absent)
+        session = Session(at_work, book, run.fingerprint.id, display, Stopping(plan.groups, plan.tasks), absent)
         session.remember([] if retry else before)
-        interrupted = _until_stopped(lambda: session.work(tasks, open_work), max_seconds)
+        interrupted = stoppable(lambda: session.work(tasks, open_work), max_seconds)
     return Outcome(run, resumed, interrupted, reused, absent)
 
 
@@ -104,10 +105,10 @@ def _lock(stack: ExitStack, run: Run, devices: Sequence[str]) -> None:
         stack.enter_context(device_lock(device, f"run {run.path.resolve()}"))
 
 
-def _until_stopped(work: Callable[[], None], max_seconds: float | None) -> bool:
+def stoppable(work: Callable[[], None], max_seconds: float | None) -> bool:
     """Whether `work` was ended by Ctrl-C, SIGTERM or the clock before it was through."""
     try:
-        with _stoppable(max_seconds):
+        with _signals(max_seconds):
             work()
     except KeyboardInterrupt:
         return True
@@ -115,7 +116,7 @@ def _until_stopped(work: Callable[[], None], max_seconds: float | None) -> bool:
 
 
 @contextmanager
-def _stoppable(max_seconds: float | None) -> Iterator[None]:
+def _signals(max_seconds: float | None) -> Iterator[None]:
     """SIGTERM and an alarm after `max_seconds` act as Ctrl-C does; only where signals can be set."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from harness.execution.machine import machine, variables
 from harness.records import Fingerprint, Json
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "mlxtend")
 """Whose versions change what is measured."""
-
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
 
 MACHINE_FACTS = ("model", "capability", "driver")
 """What of a device's facts tells one machine from another."""
@@ -45,17 +44,20 @@ def versions() -> dict[str, str]:
 
 def fingerprint(probe: Json) -> Fingerprint:
     """What must agree for two records to be one run, from what a worker found out."""
-    machine: dict[str, Json] = {"threads": probe["threads"], "system": f"{platform.system()} {platform.machine()}"}
+    found: dict[str, Json] = {"threads": probe["threads"], "system": f"{platform.system()} {platform.machine()}"}
     for name, device in sorted(probe["devices"].items()):
         facts = device.get("facts") or {}
-        machine[name] = {key: facts[key] for key in MACHINE_FACTS if facts.get(key) is not None}
+        found[name] = {key: facts[key] for key in MACHINE_FACTS if facts.get(key) is not None}
         # whole GiB: what a kernel keeps for itself differs a little from boot to boot
-        machine[name]["memory_gib"] = round(facts["memory_bytes"] / 2**30) if facts.get("memory_bytes") else None
-    return Fingerprint(source_digest(), versions(), machine)
+        found[name]["memory_gib"] = round(facts["memory_bytes"] / 2**30) if facts.get("memory_bytes") else None
+    return Fingerprint(source_digest(), versions(), found)
 
 
-def environment(probe: Json) -> dict[str, Json]:
-    """For the reader of a report: hardware, software, what was set; hosts and paths left out."""
+def environment(probe: Json, root: Path = Path("/")) -> dict[str, Json]:
+    """For the reader of a report: hardware, software, what was set; hosts and paths left out.
+
+    `root` is where the files of `machine` are looked for.
+    """
     return {
         "devices": probe["devices"],
         "threads": probe["threads"],
@@ -63,7 +65,8 @@ def environment(probe: Json) -> dict[str, Json]:
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "versions": {**versions(), "torch": probe["torch"], "harness": _own_version()},
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "machine": machine(root, os.environ.get("LD_PRELOAD", "")),
+        "variables": variables(os.environ),
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": sys.implementation.name,
     }

@@ -22,7 +22,7 @@ class InlineExecutor:
 
         return worker.probe(names)
 
-    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], None]) -> Death | None:
+    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], object]) -> Death | None:
         from harness.execution import worker
 
         worker.perform(task, key, fingerprint, emit)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -43,6 +43,10 @@ TAIL = 4000
 
 _STARTING = threading.Lock()
 """One at a time: starting a process looks at sys.modules, which `_without_main` changes for a moment."""
+
+
+Emit = Callable[[Json], Json | None]
+"""Takes a worker's message; what it returns, if anything, is sent back to the worker."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +81,39 @@ class LocalExecutor:
         answers: list[Json] = []
         death = self._run({"probe": names}, answers.append, PROBE_TIMEOUT, None)
         if death is not None or not answers:
-            tail = death.output if death else ""
-            raise HarnessError(
-                f"a worker process cannot start: {death.reason if death else 'no answer'}\n{tail}".rstrip(),
-                remedy="see whether 'python -c \"import torch, timm\"' works in this environment",
-            )
+            raise _no_worker(death)
         return answers[0]["probe"]
 
-    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], None]) -> Death | None:
-        """Hand every message of the worker to `emit`; None when it finished, otherwise how it ended."""
+    def noise(self, seconds: float) -> Json:
+        """How steady this machine's clock is right now: a step against itself for `seconds`, in a fresh process."""
+        answers: list[Json] = []
+        death = self._run({"noise": seconds}, answers.append, PROBE_TIMEOUT + seconds, None)
+        if death is not None:
+            raise _no_worker(death)
+        return answers[0]["noise"]
+
+    def perform(
+        self,
+        task: Task,
+        key: str,
+        fingerprint: str,
+        emit: Emit,
+        *,
+        lockstep: bool = False,
+        slowed: Mapping[str, float] | None = None,
+    ) -> Death | None:
+        """Hand every message of the worker to `emit`; None when it finished, otherwise how it ended.
+
+        In `lockstep` the worker asks for every turn with {"turn": true} and goes on when `emit` has returned a reply.
+        `slowed`: cell id -> share of a step's time that is added to it on purpose.
+        """
         memory = task.budget.memory or int(MEMORY_SHARE * psutil.virtual_memory().total)
         order = {"task": task.to_json(), "key": key, "fingerprint": fingerprint, "memory": memory}
+        order |= {"lockstep": lockstep, "slowed": dict(slowed or {})}
         return self._run(order, emit, task.budget.timeout, memory)
 
-    def _run(self, order: Json, emit: Callable[[Json], None], timeout: float, memory: int | None) -> Death | None:
-        reader, writer = self._context.Pipe(duplex=False)
+    def _run(self, order: Json, emit: Emit, timeout: float, memory: int | None) -> Death | None:
+        reader, writer = self._context.Pipe(duplex=True)
         with tempfile.TemporaryDirectory(prefix="harness-") as folder:
             output = Path(folder) / "output"
             self._start(order, writer, output)
@@ -108,21 +130,26 @@ class LocalExecutor:
             self._worker.start()
         writer.close()
 
-    def _watch(
-        self, reader: Connection, emit: Callable[[Json], None], timeout: float, memory: int | None, output: Path
-    ) -> Death | None:
+    def _watch(self, reader: Connection, emit: Emit, timeout: float, memory: int | None, output: Path) -> Death | None:
         deadline = time.monotonic() + timeout
-        peak = 0
+        peak, looked = 0, time.monotonic()
         while True:
             for ready in wait([reader, self._worker.sentinel], timeout=POLL):
                 if ready is reader:
                     try:
-                        emit(json.loads(reader.recv_bytes()))
+                        message = json.loads(reader.recv_bytes())
+                        began = time.monotonic()
+                        reply = emit(message)
+                        deadline += time.monotonic() - began  # a turn that is waited for is not the worker's time
+                        if reply is not None:
+                            reader.send_bytes(json.dumps(reply).encode())
                     except (EOFError, OSError):
                         return self._ended(peak, memory, output)
                 elif not reader.poll():
                     return self._ended(peak, memory, output)
-            peak = max(peak, self._resident())
+            if time.monotonic() - looked > POLL:  # not at every message: to ask costs milliseconds of the processor
+                looked = time.monotonic()
+                peak = max(peak, self._resident())
             if memory is not None and peak > memory:
                 self._kill()
                 return Death(
@@ -164,6 +191,14 @@ class LocalExecutor:
                     (os.killpg if grouped else os.kill)(worker.pid, signal.SIGKILL)
             worker.join()
             worker.close()
+
+
+def _no_worker(death: Death | None) -> HarnessError:
+    tail = death.output if death else ""
+    return HarnessError(
+        f"a worker process cannot start: {death.reason if death else 'no answer'}\n{tail}".rstrip(),
+        remedy="see whether 'python -c \"import torch, timm\"' works in this environment",
+    )
 
 
 def _tail(output: Path) -> str:

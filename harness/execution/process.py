@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from harness.errors import Unsupported
@@ -20,7 +21,8 @@ from harness.records import Json, Task
 
 
 def main(order: Json, answers: Connection, output: str) -> None:
-    """Do one order (``{"task": ..., "key": ..., "fingerprint": ..., "memory": ...}`` or ``{"probe": [...]}``).
+    """Do one order: ``{"task": ..., "key": ..., "fingerprint": ..., "memory": ..., "lockstep": ..., "slowed": ...}``,
+    ``{"probe": [...]}`` or ``{"noise": seconds}``.
 
     Answers are JSON texts on `answers`; whatever the task prints goes to the file `output`.
     """
@@ -34,10 +36,32 @@ def main(order: Json, answers: Connection, output: str) -> None:
     if "probe" in order:
         emit({"probe": worker.probe(order["probe"])})
         return
+    if "noise" in order:
+        from harness.metrics.noise import pairs
+
+        emit({"noise": pairs(order["noise"])})
+        return
     if order["memory"] is not None:
         with contextlib.suppress(Unsupported):  # not on every system; the parent watches as well
             limit_memory(order["memory"])
-    worker.perform(Task.from_json(order["task"]), order["key"], order["fingerprint"], emit)
+    turn = _turns(answers, emit) if order["lockstep"] else contextlib.nullcontext
+    task = Task.from_json(order["task"])
+    worker.perform(task, order["key"], order["fingerprint"], emit, turn=turn, slowed=order["slowed"])
+
+
+def _turns(answers: Connection, emit: Callable[[Json], None]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What a visit runs inside when another process takes turns with this one: wait for the word, say when done."""
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        emit({"turn": True})
+        answers.recv_bytes()
+        try:
+            yield
+        finally:
+            emit({"turn_done": True})
+
+    return turn
 
 
 def _guard(output: str) -> None:

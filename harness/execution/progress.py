@@ -24,8 +24,8 @@ def describe(task: Task) -> str:
     where = first.backbone.label if first.kernel_size is None else f"{first.backbone.label} k{first.kernel_size}"
     if task.kind is TaskKind.VISIT:
         return f"{where}: {what}, round {task.round + 1} of {task.budget.rounds}, {len(task.cells)} variants"
-    seed = f", seed {task.round}" if task.kind is TaskKind.TRAINING else ""
-    return f"{first.block.label} on {where}: {what}{seed}"
+    count = {TaskKind.TRAINING: f", seed {task.round}", TaskKind.FIRST: f", round {task.round + 1}"}.get(task.kind, "")
+    return f"{first.block.label} on {where}: {what}{count}"
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):

@@ -1,7 +1,9 @@
 """A run from its first task to its last: what is still to do, who is left out, what goes into the journal.
 
 The loop is plain: take a task, let the executor perform it, append every record at once. A worker that dies leaves
-the (cell, metric) it had in hand as a failed record; what the task still owes is tried again without it.
+the (cell, metric) it had in hand as a failed record; what the task still owes is tried again without it. A group that
+does not fit into memory together is measured variant by variant (apart.py), and one whose ratios are known well
+enough is measured no further (stopping.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from harness.errors import HarnessError
+from harness.execution import apart
 from harness.execution.local import Death
+from harness.planning import Group
 from harness.records import Json, Record, Status, Task, TaskKind
 from harness.store.journal import Journal
 
@@ -28,7 +32,9 @@ class Executor(Protocol):
 
     def probe(self, names: list[str]) -> Json: ...
 
-    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], None]) -> Death | None: ...
+    def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], None]) -> Death | None:
+        """Do it, handing every message to `emit`; None when it ended well."""
+        ...
 
 
 class Watcher(Protocol):
@@ -41,6 +47,18 @@ class Watcher(Protocol):
     def finished(self, task: Task, number: int) -> None: ...
 
 
+class Looks(Protocol):
+    """Who decides that a group has been measured enough (stopping.py)."""
+
+    def learn(self, record: Record) -> None: ...
+
+    def settled(self, task: Task) -> bool: ...
+
+    def look(self, task: Task, fingerprint: str) -> Record | None: ...
+
+    def group_of_cell(self, cell: str) -> Group | None: ...
+
+
 @dataclass
 class Session:
     """Everything that one pass over the open tasks needs."""
@@ -49,20 +67,33 @@ class Session:
     journal: Journal
     fingerprint: str
     watcher: Watcher
+    stopping: Looks
     absent: dict[str, str] = field(default_factory=dict)
     """Device name -> why it is not here; its cells are skipped."""
     strikes: Counter[tuple[TaskKind, str]] = field(default_factory=Counter)
     refused: dict[Pair, Record] = field(default_factory=dict)
     """Unsupported pairs: they will not become supported in a later round."""
+    crowded: dict[str, str] = field(default_factory=dict)
+    """Cell -> why its group is measured apart."""
 
     def work(self, tasks: Sequence[Task], open_work: dict[str, set[Pair]]) -> None:
-        """Do whatever of `tasks` has (cell, metric) pairs in `open_work`."""
+        """Do whatever of `tasks` has (cell, metric) pairs in `open_work` and is not made unnecessary by a look."""
         for number, task in enumerate(tasks):
-            owed = open_work.get(task.key, set())
-            if owed:
-                self.watcher.started(task, number)
-                self._do(task, owed)
-            self.watcher.finished(task, number)
+            self.step(task, open_work.get(task.key, set()), number)
+
+    def step(self, task: Task, owed: set[Pair], number: int) -> None:
+        """One task, and the look after it where one is due."""
+        if owed and not self.stopping.settled(task):
+            self.watcher.started(task, number)
+            self._do(task, owed)
+        look = self.stopping.look(task, self.fingerprint)
+        if look is not None:
+            self._append(look)
+        self.watcher.finished(task, number)
+
+    def append_look(self, look: Record) -> None:
+        """Write down a look that was taken elsewhere."""
+        self._append(replace(look, fingerprint=self.fingerprint))
 
     def remember(self, records: Sequence[Record]) -> None:
         """What an earlier part of this run has learned about its variants."""
@@ -71,17 +102,59 @@ class Session:
 
     def _do(self, task: Task, owed: set[Pair]) -> None:
         owed = owed - self._settle_without_running(task, owed)
+        if task.kind is TaskKind.VISIT:
+            why = self.crowded.get(task.cells[0].id) or self._at_one_table(task, owed)
+            if why:
+                self._apart(task, task.expects() - self._settle_without_running(task, task.expects()), why)
+        else:
+            self._in_turn(task, owed)
+
+    def _at_one_table(self, task: Task, owed: set[Pair]) -> str:
+        """All variants in one process; why they cannot share it, when memory was too short for all together."""
+        several = len({cell for cell, _ in owed}) > 1
+        try:
+            self._in_turn(task, owed, crowd=several)
+        except _Crowded as crowd:
+            self.crowded |= {cell.id: str(crowd) for cell in task.cells}
+            return str(crowd)
+        return ""
+
+    def _apart(self, task: Task, owed: set[Pair], why: str) -> None:
+        """Each variant in processes of its own, forward and backward; its halves are recorded as one."""
+        halves: dict[Pair, list[Record]] = {}
+        for half in apart.halves(_part(task, owed)):
+            mine = {pair for pair in owed if pair[0] == half.cells[0].id}
+            failed = {pair for pair in mine if any(not r.status.measured for r in halves.get(pair, ()))}
+            if mine - failed:
+                self._in_turn(half, mine - failed, keep=lambda r: halves.setdefault((r.cell, r.metric), []).append(r))
+            for pair in mine:
+                parts = halves.get(pair, [])
+                if len(parts) == 2 or (parts and not parts[-1].status.measured):
+                    self._append(replace(apart.joined(halves.pop(pair), why), task=task.key))
+                    owed = owed - {pair}
+
+    def _in_turn(
+        self, task: Task, owed: set[Pair], crowd: bool = False, keep: Callable[[Record], None] | None = None
+    ) -> None:
+        """Processes until nothing is owed: each goes on without what the one before it died of.
+
+        With `crowd` running out of memory raises _Crowded: no variant is to blame for what they need together.
+        Records go into the journal, or to `keep`.
+        """
+        keep = keep or self._append
         lost: list[str] = []
         while owed:
             part = _part(task, owed)
-            got, in_hand, death = self._perform(part, task.key, lost)
-            owed -= got
+            got, in_hand, death = self._perform(part, task.key, lost, keep, crowd)
+            if crowd and death and death.status is Status.OOM:
+                raise _Crowded(death.reason)
+            owed = owed - got
             culprits = _culprits(task, owed, in_hand) if death else set(owed)
             death = death or Death(Status.ERROR, "the worker ended without a record", "")
             for cell, metric in sorted(culprits):
-                self._append(_dead(task, cell, metric, death, self.fingerprint))
+                keep(_dead(task, cell, metric, death, self.fingerprint))
                 lost.append(cell)
-            owed -= culprits
+            owed = owed - culprits
 
     def _settle_without_running(self, task: Task, owed: set[Pair]) -> set[Pair]:
         """Records for pairs that need no process: absent devices, two strikes, known refusals."""
@@ -100,26 +173,34 @@ class Session:
             return Status.SKIPPED, f"{device}: {self.absent[device]}"
         if (cell, metric) in self.refused:
             return Status.UNSUPPORTED, self.refused[cell, metric].reason
-        if task.kind is TaskKind.VISIT and self.strikes[task.kind, cell] >= STRIKES:
+        if task.kind in (TaskKind.VISIT, TaskKind.FIRST) and self.strikes[task.kind, cell] >= STRIKES:
             return Status.SKIPPED, f"left out after {STRIKES} failed rounds"
         return None, ""
 
-    def _perform(self, task: Task, key: str, lost: list[str]) -> tuple[set[Pair], Pair | None, Death | None]:
+    def _perform(
+        self, task: Task, key: str, lost: list[str], keep: Callable[[Record], None], crowd: bool
+    ) -> tuple[set[Pair], Pair | None, Death | None]:
         """Run one process: what it recorded, what it had in hand last, and how it died if it did."""
         got: set[Pair] = set()
         in_hand: list[Pair] = []
+        too_much: list[str] = []
 
         def emit(message: Json) -> None:
             if "begin" in message:
                 in_hand[:] = [tuple(message["begin"])]
                 return
             record = Record.from_json(message["record"])
+            if crowd and record.status is Status.OOM:
+                too_much.append(record.reason)
+                return
             if record.status is Status.OK and lost and task.kind is TaskKind.VISIT:
                 record = replace(record, status=Status.PARTIAL, reason="its group had lost a variant in this round")
-            self._append(record)
+            keep(record)
             got.add((record.cell, record.metric))
 
         death = self.executor.perform(task, key, self.fingerprint, emit)
+        if too_much:
+            raise _Crowded(too_much[0])
         return got, in_hand[0] if in_hand else None, death
 
     def _append(self, record: Record) -> None:
@@ -128,10 +209,18 @@ class Session:
         self.watcher.recorded(record)
 
     def _learn(self, record: Record) -> None:
+        self.stopping.learn(record)
+        if why := apart.reason_in(record):
+            group = self.stopping.group_of_cell(record.cell)
+            self.crowded |= {cell.id: why for cell in group.cells} if group else {}
         if record.status is Status.UNSUPPORTED:
             self.refused[record.cell, record.metric] = record
         if record.status.failed:
             self.strikes[record.kind, record.cell] += 1
+
+
+class _Crowded(Exception):
+    """The variants of a group do not fit into memory together."""
 
 
 def _part(task: Task, owed: set[Pair]) -> Task:

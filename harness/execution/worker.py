@@ -8,34 +8,50 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from harness import devices
 from harness.errors import HarnessError, Unsupported
 from harness.metrics import METRICS, Metric, Subject
+from harness.metrics.base import Step
 from harness.metrics.explaining import explained
+from harness.metrics.slowing import slowed
 from harness.metrics.trials import is_out_of_memory
-from harness.metrics.turns import Seat, take_turns
+from harness.metrics.turns import Seat, Turn, take_turns
 from harness.records import Cell, Json, Reading, Record, Status, Task, TaskKind, Variant
 
-Emit = Callable[[Json], None]
+Emit = Callable[[Json], object]
 """Takes ``{"begin": [cell, metric]}`` or ``{"record": {...}}``."""
 
 
-def perform(task: Task, key: str, fingerprint: str, emit: Emit) -> None:
-    """Measure all that `task` asks for and emit a record for each cell and metric, whatever happens in them."""
-    desk = _Desk(task, key, fingerprint, emit)
+def perform(
+    task: Task,
+    key: str,
+    fingerprint: str,
+    emit: Emit,
+    *,
+    turn: Turn = nullcontext,
+    slowed: Mapping[str, float] | None = None,
+) -> None:
+    """Measure all that `task` asks for and emit a record for each cell and metric, whatever happens in them.
+
+    `turn`: what every visit runs inside. `slowed`: cell id -> the share of its time by which a step is made longer.
+    """
+    desk = _Desk(task, key, fingerprint, emit, slowed or {})
     for wanted in task.metrics:
         if task.kind is TaskKind.VISIT:
-            _visit(desk, wanted)
+            _visit(desk, wanted, turn)
         else:
             for cell in task.cells:
                 with desk.caught(cell, wanted.name) as entry:
-                    metric, subject = METRICS[wanted.name], Subject(cell, seed=task.round)
+                    metric, subject = (
+                        METRICS[wanted.name],
+                        Subject(cell, seed=task.round if task.kind is TaskKind.TRAINING else 0),
+                    )
                     with subject.settings(metric.on_device):
                         entry.readings = metric.readings(subject, wanted.options)
 
@@ -61,6 +77,7 @@ class _Desk:
     key: str
     fingerprint: str
     emit: Emit
+    slowed: Mapping[str, float]
 
     def begin(self, cell: Cell, metric: str) -> None:
         self.emit({"begin": [cell.id, metric]})
@@ -107,7 +124,7 @@ def status_of(problem: Exception) -> Status:
     return Status.OOM if is_out_of_memory(problem) else Status.ERROR
 
 
-def _visit(desk: _Desk, wanted: Variant) -> None:
+def _visit(desk: _Desk, wanted: Variant, turn: Turn) -> None:
     """One round of one timed metric: every variant of the group at the table, taking turns."""
     metric, budget = METRICS[wanted.name], desk.task.budget
     entries = {cell.id: _Entry(cell, wanted.name, time.perf_counter()) for cell in desk.task.cells}
@@ -121,9 +138,9 @@ def _visit(desk: _Desk, wanted: Variant) -> None:
     def failed(seat: Seat, problem: Exception) -> None:
         whose[id(seat)].problem = problem
 
-    take_turns(seats, budget, failed, lambda seat: desk.begin(whose[id(seat)].cell, wanted.name))
+    take_turns(seats, budget, failed, lambda seat: desk.begin(whose[id(seat)].cell, wanted.name), turn)
     for seat in seats:
-        if seat.samples:
+        if seat.samples.seconds:
             whose[id(seat)].readings.append(seat.reading())
     lost = [entry.cell.block.label for entry in entries.values() if entry.problem and status_of(entry.problem).failed]
     for entry in entries.values():
@@ -141,10 +158,15 @@ def _seats(desk: _Desk, entry: _Entry, metric: Metric, wanted: Variant) -> list[
             steps = metric.steps(subject, wanted.options)
         clock = devices.Clock(subject.device)
         share = desk.task.budget.seconds / len(steps)
-        return [Seat(step, clock, subject.settings, share) for step in steps]
+        return [Seat(_injected(step, desk.slowed.get(entry.cell.id)), clock, subject.settings, share) for step in steps]
     except Exception as problem:  # as in `caught`
         entry.problem = problem
         return []
+
+
+def _injected(step: Step, share: float | None) -> Step:
+    """The same step, longer by `share` of its own time: what a verdict is tried on."""
+    return step if not share else replace(step, run=slowed(step.run, share), facts={**step.facts, "slowed": share})
 
 
 def probe(names: list[str]) -> Json:

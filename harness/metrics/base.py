@@ -1,7 +1,8 @@
 """What a metric is: a function from a subject to readings, with a name, its quantities and its options.
 
-A metric of kind `cell` (no clock) or `training` returns readings. A metric of kind `visit` is timed: it returns
-the steps to time, one per form, and `turns.py` lets the variants of a group take turns with them.
+A metric of kind `cell` (no clock), `first` (once, in a process of its own) or `training` returns readings. A metric
+of kind `visit` is timed: it returns the steps to time, one per form, and `turns.py` lets the variants of a group take
+turns with them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Step:
     unit: str
     run: Callable[[], object]
     facts: Mapping[str, Json] = field(default_factory=dict)
+    cold: bool = False
+    """Whether the device's caches are flushed before every step, outside the time that is measured."""
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,46 @@ from torch import nn
 
 from harness.metrics.base import Step, metric
 from harness.metrics.subject import Subject
-from harness.records import Kind, Quantity, TaskKind
+from harness.records import Form, Json, Kind, Quantity, TaskKind
+
+OPTIONS: dict[str, Json] = {
+    "cold": {
+        "type": "boolean",
+        "default": False,
+        "what": "empty the device's last-level cache of the model before each pass",
+    },
+    "graph": {
+        "type": "boolean",
+        "default": False,
+        "what": "capture the pass once and replay it: without what the host does per launch (cuda, xpu)",
+    },
+}
 
 
 @metric(
     "latency",
     TaskKind.VISIT,
     Quantity("latency", "s", Kind.SAMPLED, forms=("train", "fused"), what="seconds per forward pass in eval mode"),
+    options=OPTIONS,
 )
-def latency(subject: Subject) -> Iterable[Step]:
-    """Seconds per forward pass in eval mode, of the train form and of the fused form."""
+def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:
+    """Seconds per forward pass in eval mode, of the train form and of the fused form.
+
+    A small model stays in the cache from one pass to the next, and what the host does for every launch may take
+    longer than the work: `cold` and `graph` take away the one and the other. Raises Unsupported for a graph where
+    the device has none, or the model cannot be captured.
+    """
+    facts = {name: True for name, on in (("cold", cold), ("graph", graph)) if on}
     x = subject.input()
-    trained = subject.model("train").eval()
-    yield Step("latency", "train", "s", _forward(subject, trained, x))
-    yield Step("latency", "fused", "s", _forward(subject, subject.model("fused"), x))
+    forms: tuple[Form, ...] = ("train", "fused")
+    for form in forms:
+        run = forward_pass(subject, subject.model(form).eval(), x)
+        yield Step("latency", form, "s", subject.device.capture(run) if graph else run, facts, cold)
 
 
-def _forward(subject: Subject, model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+def forward_pass(subject: Subject, model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    """A call that runs `model` on `x` for its output alone, under the cell's autocast."""
+
     @torch.inference_mode()
     def run() -> torch.Tensor:
         with subject.autocast():

@@ -122,6 +122,11 @@ def _tasks(part: Part, budget: Budget, groups: Sequence[Group]) -> Iterator[Task
                 yield Task(
                     TaskKind.VISIT, _rotated(group.cells, round_), tuple(by_kind[TaskKind.VISIT]), round_, budget
                 )
+    if by_kind[TaskKind.FIRST]:
+        for round_ in range(budget.rounds):
+            for group in groups:
+                for cell in _rotated(group.cells, round_):
+                    yield Task(TaskKind.FIRST, (cell,), tuple(by_kind[TaskKind.FIRST]), round_, budget)
     if by_kind[TaskKind.TRAINING]:
         for seed in range(budget.seeds):
             for cell in cells:

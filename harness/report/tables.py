@@ -83,7 +83,7 @@ def views(run: Run) -> list[GroupView]:
     from harness.verdict.compare import comparisons
 
     cells, frame = run.cells, run.frame()
-    ratios = comparisons(cells, run.rounds())
+    ratios = comparisons(cells, run.rounds(), run.confidence)
     vary, forms = varying(cells), _forms(frame)
     return [_view(cells.loc[cells["group"] == group], frame, ratios, vary, forms) for group in cells["group"].unique()]
 

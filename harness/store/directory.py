@@ -73,7 +73,7 @@ def choose(meta: Json, *, out: Path | None, new: bool, retry: bool) -> tuple[Run
             run = _readable(path.parent)
             if run is not None and _difference(run.meta, meta) is None and run.open_work(retry=retry):
                 return run, True
-    return _create(_fresh(ROOT / meta["suite"]["name"]), meta), False
+    return _create(fresh(ROOT / meta["suite"]["name"]), meta), False
 
 
 def _in_named(meta: Json, out: Path, new: bool) -> tuple[Run, bool]:
@@ -84,7 +84,7 @@ def _in_named(meta: Json, out: Path, new: bool) -> tuple[Run, bool]:
             )
         return _create(out, meta), False
     if new:
-        aside = _fresh(out.parent, stem=f"{out.name}-before-")
+        aside = fresh(out.parent, stem=f"{out.name}-before-")
         out.rename(aside)
         return _create(out, meta), False
     run = open_run(out)
@@ -116,7 +116,8 @@ def _readable(path: Path) -> Run | None:
         return None
 
 
-def _fresh(root: Path, stem: str = "") -> Path:
+def fresh(root: Path, stem: str = "") -> Path:
+    """A name below `root` that is not taken: the time, in UTC."""
     name = stem + datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     path, number = root / name, 2
     while path.exists():

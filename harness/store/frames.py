@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from harness.records import AXES, Kind, Reading, Record
+from harness.store.pairs import ORDER
 from harness.store.run import Run, quantities_of, quantity_of
 
-ROUND_COLUMNS = ["cell", "metric", "form", "unit", "kind", "better", "round", "value", "status"]
+ROUND_COLUMNS = ["cell", "metric", "form", "unit", "kind", "better", "round", "value", "status", "visits"]
 SAMPLE_COLUMNS = ["cell", "metric", "form", "unit", "round", "sample", "value"]
 
 
@@ -43,6 +44,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
                 "kind": str(kind),
                 "better": quantity.better if quantity else "lower",
                 "value": _in_one(reading, kind),
+                "visits": reading.values if ORDER in reading.facts else None,
             }
         return
     for quantity in quantities_of(record.metric, record.kind):
@@ -54,6 +56,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
                 "kind": str(quantity.kind),
                 "better": quantity.better,
                 "value": np.nan,
+                "visits": None,
             }
 
 

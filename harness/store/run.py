@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from harness import catalog
 from harness.errors import HarnessError
+from harness.planning.looks import shared_confidence
 from harness.records import Cell, Fingerprint, Json, Quantity, Record, Status, TaskKind
 from harness.store import journal
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SETTLES = "settles"
+"""The fact of a look that names the tasks which need not be done any more."""
 
 META = "run.json"
 META_VERSION = 1
@@ -42,6 +46,12 @@ class Run:
     @property
     def gates(self) -> dict[str, Json]:
         return dict(self.meta["suite"]["gates"])
+
+    @property
+    def confidence(self) -> float:
+        """Of every interval of this run: 99 %, shared among the looks that its budget allows."""
+        budget = self.meta["suite"]["budget"]
+        return shared_confidence(budget["rounds"], budget.get("precision"))
 
     @property
     def environment(self) -> dict[str, Json]:
@@ -76,8 +86,11 @@ class Run:
         """Task key -> (cell, metric) pairs that have no record yet (or, with `retry`, only a failed one)."""
         done = self.records() if records is None else records
         have = {(r.task, r.cell, r.metric) for r in done if not (retry and r.status.failed)}
+        settled = {key for r in done if r.kind is TaskKind.LOOK for key in r.facts.get(SETTLES, ())}
         found: dict[str, set[tuple[str, str]]] = {}
         for key, task in self.tasks.items():
+            if key in settled:
+                continue
             pairs = {(c, m) for c in task["cells"] for m in task["metrics"] if (key, c, m) not in have}
             if pairs:
                 found[key] = pairs
@@ -127,7 +140,7 @@ class Run:
         """Tidy: one row per cell, metric and form, with the axes as columns, value, low, high, n and status."""
         from harness.store.summary import summarise
 
-        return summarise(self.cells, self.rounds())
+        return summarise(self.cells, self.rounds(), self.confidence)
 
 
 def _outcome(statuses: list[Status], is_open: bool) -> str:

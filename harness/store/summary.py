@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.planning.looks import CONFIDENCE
 from harness.records import AXES, Kind, Status
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-CONFIDENCE = 0.99
-"""Of every interval the harness prints: with a hundred readings in a report, 95 % would miss five of them."""
 
 KEY = ["cell", "metric", "form"]
 MEASURED = [str(status) for status in Status if status.measured]
@@ -36,19 +34,19 @@ def student_interval(
     return mean - half, mean + half
 
 
-def summarise(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+def summarise(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """The tidy frame: the axes, then cell, group, reference, metric, form and the summary of its rounds.
 
     `value` is the geometric mean over rounds for sampled quantities (the arithmetic one for fractions,
     which may be zero), the plain value for counts and close ones, the worst for bounded ones. `low` and `high` are
-    Student's 99 % interval over rounds for sampled quantities, else the extremes seen.
+    Student's interval over rounds with that `confidence` for sampled quantities, else the extremes seen.
 
     A close quantity is several numbers that are one result. Its row stands for the first of them (for `fused_output`
     the root mean square), and `n` counts rounds as it does for all others: whoever asks how often something was
     measured is not told 17. All its numbers, in their order, are in `Run.samples()`.
     """
     measured = last_visits(rounds)
-    summary = per_form(measured)
+    summary = per_form(measured, confidence)
     rows = pd.concat([summary, _derived(cells, summary), _unmeasured(cells, rounds, measured)], ignore_index=True)
     front = [*AXES, "group", "reference"]
     tidy = rows.merge(cells[front], how="inner", left_on="cell", right_index=True)
@@ -63,7 +61,7 @@ def last_visits(rounds: pd.DataFrame) -> pd.DataFrame:
     return measured.drop_duplicates([*KEY, "round"], keep="last")
 
 
-def per_form(measured: pd.DataFrame) -> pd.DataFrame:
+def per_form(measured: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """The summary of measured rows (`last_visits`), one row per cell, metric and form."""
     if measured.empty:
         return _empty()
@@ -77,14 +75,14 @@ def per_form(measured: pd.DataFrame) -> pd.DataFrame:
         sd=("value", "std"), n=("value", "count"), mean_log=("log", "mean"), sd_log=("log", "std"),
         logs=("log", "count"), broken=("value", lambda values: int(values.isna().sum())),
     ).reset_index()  # fmt: skip
-    return _with_intervals(table)[COLUMNS]
+    return _with_intervals(table, confidence)[COLUMNS]
 
 
-def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
     sampled = table["kind"] == Kind.SAMPLED
     logarithmic = sampled & (table["logs"] == table["n"]) & (table["n"] > 0) & (table["unit"] != "fraction")
-    low, high = student_interval(table["mean"], table["sd"], table["n"])
-    log_low, log_high = student_interval(table["mean_log"], table["sd_log"], table["logs"])
+    low, high = student_interval(table["mean"], table["sd"], table["n"], confidence)
+    log_low, log_high = student_interval(table["mean_log"], table["sd_log"], table["logs"], confidence)
     bounded = table["kind"] == Kind.BOUNDED
     worst = table["most"].where(table["better"] == "lower", table["least"])
     # a bounded quantity that was ever not a number is not within any limit

@@ -159,13 +159,19 @@ class Compare(Strict):
 class BudgetSpec(Strict):
     """How much to measure, and when to give up on a task."""
 
-    rounds: Whole = Field(10, description="fresh processes per group; a verdict needs 4")
+    rounds: Whole = Field(10, description="fresh processes per group, at most; a verdict needs 4")
     seconds: Annotated[float, Field(gt=0, le=3600)] = Field(1.0, description="per variant, timed metric and round")
     warmup: Whole = Field(2, description="steps discarded before a variant's first samples of a round")
     seeds: Whole = Field(1, description="trainings per cell, for accuracy")
     timeout: Annotated[float, BeforeValidator(as_seconds), Field(gt=0)] = Field(600.0, description="per task: 30s, 10m")
     memory: Annotated[int, BeforeValidator(as_bytes), Field(gt=0)] | None = Field(
         None, description="per task, as 4GiB; default 80 % of the machine's"
+    )
+    precision: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.01, description="a group is done when every compared ratio's interval is narrower; null: after all rounds"
+    )
+    group_time: Annotated[float, BeforeValidator(as_seconds), Field(gt=0)] | None = Field(
+        None, description="of a group's measuring, as 5m: no further round begins after it (4 are always done)"
     )
 
     def for_workers(self) -> Budget:
@@ -179,6 +185,9 @@ class Gate(Strict):
     threshold: Annotated[float, Field(ge=0)] | None = Field(None, description="relative, 0.03 is 3 %")
     floor: Annotated[float, Field(ge=0)] | None = Field(None, description="absolute, in the quantity's SI unit")
     limit: Annotated[float, Field(ge=0)] | None = Field(None, description="for bounded and close quantities")
+    side_by_side: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="the relative threshold of ab, whose revisions take turns; 0.03 when left out"
+    )
 
 
 def _as_unit(value: Any) -> Any:

@@ -3,7 +3,9 @@
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
 from harness.verdict.checking import check
 from harness.verdict.compare import comparisons
+from harness.verdict.github import write_summary
 from harness.verdict.render import render_check
+from harness.verdict.revisions import compare_revisions
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 
@@ -13,9 +15,11 @@ __all__ = [
     "Row",
     "Verdict",
     "check",
+    "compare_revisions",
     "comparisons",
     "load_baseline",
     "make_baseline",
     "render_check",
     "write_baseline",
+    "write_summary",
 ]

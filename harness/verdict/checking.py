@@ -9,6 +9,7 @@ from dataclasses import replace
 from harness.records import Json, Kind
 from harness.verdict.baseline import Kept, Spread, kept_in, machine_of, readings_of
 from harness.verdict.labels import axes_of, describe, varying
+from harness.verdict.machines import Level, Standing, differences, held_against, worst
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import (
     ACCURACY_THRESHOLD,
@@ -35,9 +36,10 @@ Key = tuple[str, str, str]
 def check(run: Run, baseline: Mapping[str, Json], strict: bool = False) -> Check:
     """Hold a run against a baseline.
 
-    Timed readings are judged only on the machine the baseline was made on; elsewhere they are
-    INCOMPARABLE and say what they would have been. A reading that the run does not have is MISSING: a
-    failed cell makes the exit code 3, one that was left out (``--only``) fails nothing unless `strict`.
+    Timed readings gate only on the machine the baseline was made on, as it was. With another driver or torch they
+    are judged and advice (`Row.standing`), on another machine they are INCOMPARABLE. A reading that the run does not
+    have is MISSING: a failed cell makes the exit code 3, one that was left out (``--only``) fails nothing unless
+    `strict`.
     """
     judge = _Judge(run, baseline)
     before, now = kept_in(baseline), readings_of(run)
@@ -59,7 +61,7 @@ class _Judge:
         self.run, self.baseline, self.cells = run, baseline, run.cells
         self.vary = varying(run.cells) | _varying_axes(baseline)
         self.fingerprint = machine_of(baseline)
-        self.same_machine = dict(self.fingerprint.machine) == dict(run.fingerprint.machine)
+        self.machines: dict[str, Standing] = {}
         records = run.records()
         self.unmeasured, self.failed = unmeasured(records), failures(records)
         self.middles: dict[Key, tuple[Kept, Kept]] = {}
@@ -68,17 +70,11 @@ class _Judge:
         return Gate.of(self.run.gates, kept.metric)
 
     def notes(self) -> tuple[str, ...]:
-        """How the two runs' fingerprints differ, apart from the source: that is what is being checked."""
-        sides = (
-            (self.fingerprint.versions, self.run.fingerprint.versions),
-            (self.fingerprint.machine, self.run.fingerprint.machine),
-        )
-        return tuple(
-            f"{name}: {then.get(name)} -> {now.get(name)}"
-            for then, now in sides
-            for name in sorted({*then, *now})
-            if then.get(name) != now.get(name)
-        )
+        """What follows for the times that were judged, and whatever else differs between the two fingerprints."""
+        times = [note for device, standing in self.machines.items() if (note := standing.note(device))]
+        said = {reason for standing in self.machines.values() for reason in standing.reasons}
+        found = differences(self.fingerprint, self.run.fingerprint)
+        return (*times, *(difference for difference in found if difference not in said))
 
     def _row(self, kept: Kept, verdict: Verdict, reason: str = "") -> Row:
         here = kept.cell in self.cells.index
@@ -88,7 +84,7 @@ class _Judge:
         return Row(
             kept.cell, label, describe(axes, self.vary, compared), kept.metric, kept.form, verdict,
             self.gate(kept).gate, str(kept.kind), kept.unit, reason=reason,
-            command=self.run.command_for(kept.cell) if here else "",
+            command=self.run.command_for(kept.cell),
         )  # fmt: skip
 
     def missing(self, kept: Kept) -> Row:
@@ -102,17 +98,18 @@ class _Judge:
         return replace(self._row(kept, Verdict.MISSING, why), before=kept.value)
 
     def new(self, kept: Kept) -> Row:
-        return replace(self._row(kept, Verdict.NEW, "not in the baseline"), now=kept.value, rounds=kept.absolute[2])
+        return replace(self._row(kept, Verdict.NEW, "not in the baseline"), now=kept.value, rounds=_rounds(kept))
 
     def is_plain(self, before: Kept, now: Kept) -> bool:
         """Judged without statistics, or not to be judged at all."""
         return now.kind is not Kind.SAMPLED or (before.kind, before.unit) != (now.kind, now.unit)
 
     def plain(self, before: Kept, now: Kept) -> Row:
-        gate, shown = self.gate(now), (before.value, now.value)
+        gate, shown, standing = self.gate(now), (before.value, now.value), Level.SAME
         if (before.kind, before.unit) != (now.kind, now.unit):
             was, is_now = (f"{kept.kind} in {kept.unit}" for kept in (before, now))
             verdict, reason = Verdict.INCONCLUSIVE, f"was {was}, is {is_now}: make the baseline again"
+            standing = Level.REFUSED
         elif now.kind is Kind.COUNT:
             verdict, reason = judge_count(before.value, now.value, now.better, gate)
             reason = f"{reason} {now.unit.removeprefix('1')}".strip() if reason else ""
@@ -122,28 +119,29 @@ class _Judge:
         else:
             limit = gate.limit if gate.limit is not None else before.limit if before.limit is not None else now.limit
             verdict, reason = judge_bounded(before.value, now.value, now.better, limit)
-        ratio = now.value / before.value if before.value and now.kind is Kind.COUNT else math.nan
-        row = self._row(now, verdict, reason)
-        return replace(row, before=shown[0], now=shown[1], ratio=ratio, rounds=max(now.absolute[2], 1))
+        has_ratio = before.value and now.kind is not Kind.CLOSE and standing is Level.SAME
+        ratio = now.value / before.value if has_ratio else math.nan
+        row = replace(self._row(now, verdict, reason), before=shown[0], now=shown[1], ratio=ratio)
+        return replace(row, rounds=_rounds(now), standing=standing)
 
     def sampled(self, pairs: list[tuple[Kept, Kept]]) -> list[Row]:
-        """All sampled readings; those that cannot be compared are judged apart, for advice only."""
-        self.middles = _middles(pairs)
-        held = [pair for pair in pairs if not self._incomparable(*pair)]
-        apart = [pair for pair in pairs if self._incomparable(*pair)]
+        """All sampled readings. Each level is judged apart: what cannot fail must not move what can."""
+        standings = [self._standing(*pair) for pair in pairs]
         rows = []
-        for group in (held, apart):
-            questions = [self._question(*pair) for pair in group]
-            for pair, question, answer in zip(group, questions, judge_sampled(questions), strict=True):
-                rows.append(self._sampled_row(*pair, question, answer))
+        self.middles = _middles([p for p, s in zip(pairs, standings, strict=True) if s.level is not Level.REFUSED])
+        for level in Level:
+            held = [(p, s) for p, s in zip(pairs, standings, strict=True) if s.level is level]
+            questions = [self._question(*pair) for pair, _ in held]
+            for (pair, standing), question, answer in zip(held, questions, judge_sampled(questions), strict=True):
+                rows.append(self._sampled_row(*pair, question, answer, standing))
         return rows
 
-    def _sampled_row(self, before: Kept, now: Kept, question: Sampled, answer: Answer) -> Row:
+    def _sampled_row(self, before: Kept, now: Kept, question: Sampled, answer: Answer, standing: Standing) -> Row:
         verdict, reason = answer.verdict, answer.reason
         if now.broken and not before.broken:
             verdict, reason = Verdict.REGRESSED, f"{now.broken} rounds gave no number"
-        if why := self._incomparable(before, now):
-            verdict, reason = Verdict.INCOMPARABLE, f"{why}; as if it were the same: {answer.verdict}"
+        if standing.level is Level.REFUSED:
+            verdict, reason = Verdict.INCOMPARABLE, "; ".join(standing.reasons)
         relative = self._relative(before) and not question.linear
         show = (lambda mean: mean) if question.linear else math.exp
         own_time = is_timed(now.unit) and not relative
@@ -151,8 +149,11 @@ class _Judge:
         if verdict is Verdict.REGRESSED and own_time:
             held = "compared with the rest of its group" if now.key in self.middles else "or the machine was busy"
             reason += f"; an absolute time, {held}"
+        row = self._row(now, verdict, reason)
         return replace(
-            self._row(now, verdict, reason),
+            row,
+            gated=row.gated and standing.level is not Level.COMPARABLE,
+            standing=standing.level,
             unit="x" if relative else now.unit,
             yardstick=(now.reference or "") if relative else "",
             before=show(shown[0][0]),
@@ -163,12 +164,20 @@ class _Judge:
             rounds=question.now[2],
         )
 
-    def _incomparable(self, before: Kept, now: Kept) -> str:
-        if is_timed(now.unit) and not self.same_machine:
-            return "measured on another machine"
-        if self._relative(before) and before.reference != now.reference:
-            return "compared with another reference"
-        return ""
+    def _standing(self, before: Kept, now: Kept) -> Standing:
+        """A ratio stands as its two sides do: where devices are compared, its reference is on another one."""
+        relative = self._relative(before)
+        if relative and before.reference != now.reference:
+            return Standing(Level.REFUSED, ("compared with another reference",))
+        if not is_timed(now.unit):
+            return Standing()
+        cells = [now.cell, *([now.reference] if relative and now.reference else [])]
+        return worst([self._on_device(str(self.cells.at[cell, "device"]).partition("(")[0]) for cell in cells])
+
+    def _on_device(self, device: str) -> Standing:
+        if device not in self.machines:
+            self.machines[device] = held_against(self.fingerprint, self.run.fingerprint, device)
+        return self.machines[device]
 
     def _relative(self, before: Kept) -> bool:
         """Variants are judged by their ratio to the reference, the reference and the rest by themselves."""
@@ -203,6 +212,11 @@ class _Judge:
         change, own = today[0] - then[0], now.absolute[0] - before.absolute[0]
         went_along = math.copysign(1.0, change) * own >= abs(change) / 2
         return then, (today if went_along else (then[0], *today[1:]))
+
+
+def _rounds(kept: Kept) -> int:
+    """Rounds that gave a number; what is counted once, or is not a number, was still measured once."""
+    return max(kept.plain[2], 1)
 
 
 def _mirrored(spread: Spread) -> Spread:

@@ -6,10 +6,14 @@ so whatever slowed that process slowed both and cancels in the ratio.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+from harness.planning.looks import CONFIDENCE
 from harness.records import Kind
+from harness.store.pairs import round_log_ratio
 from harness.store.summary import KEY, last_visits, per_form
 from harness.verdict.statistics import log_ratios, student_interval, student_p
 
@@ -29,8 +33,9 @@ def reference_of(cells: pd.DataFrame) -> pd.Series[str]:
 def paired(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per (cell that is no reference, metric, form, round) with `reference_value` and `log_ratio`.
 
-    Where the reference was not measured in that round both are NaN. Close quantities are left out: what a block
-    computes is held against what it computed before, and is no multiple of what another block computes.
+    Where both took turns in that round its log ratio is the median of the passes' (store/pairs.py), else it is of the
+    rounds' values. Where the reference was not measured in that round both are NaN. Close quantities are left out:
+    what a block computes is held against what it computed before, and is no multiple of what another block computes.
     """
     measured = last_visits(rounds)
     measured = measured[measured["kind"] != Kind.CLOSE]
@@ -39,33 +44,64 @@ def paired(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     variants = measured[measured["reference"].notna() & (measured["cell"] != measured["reference"])]
     base = measured[measured["cell"] == measured["reference"]]
     on = ["group", "metric", "form", "round"]
-    pairs = variants.merge(base[[*on, "value"]].rename(columns={"value": "reference_value"}), on=on, how="left")
-    return pairs.assign(log_ratio=log_ratios(pairs["value"], pairs["reference_value"]))
+    names = {"value": "reference_value", "visits": "reference_visits"}
+    kept = [*on, *(name for name in names if name in base)]
+    pairs = variants.merge(base[kept].rename(columns=names), on=on, how="left")
+    return pairs.assign(log_ratio=_by_pass(pairs))
 
 
-def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+def _by_pass(pairs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A log ratio per row: pass by pass where both sides took turns, else of the rounds' values."""
+    whole = log_ratios(pairs["value"], pairs["reference_value"])
+    if "visits" not in pairs:
+        return whole
+    sides = zip(pairs["visits"], pairs["reference_visits"], whole, strict=True)
+    return np.array([round_log_ratio(a, b) if _turns(a) and _turns(b) else other for a, b, other in sides], dtype=float)
+
+
+def between_runs(base: pd.DataFrame, head: pd.DataFrame) -> dict[tuple[str, str, str], list[float]]:
+    """By cell, metric and form the log ratios head / base of the rounds that both runs have, for what is sampled."""
+    sides = []
+    for rounds in (base, head):
+        measured = last_visits(rounds)
+        sides.append(measured[measured["kind"] == Kind.SAMPLED])
+    names = {"value": "reference_value", "visits": "reference_visits"}
+    before = sides[0][[*KEY, "round", *names]].rename(columns=names)
+    pairs = sides[1].merge(before, on=[*KEY, "round"])
+    pairs = pairs.assign(log_ratio=_by_pass(pairs))
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for cell, metric, form, ratio in zip(*(pairs[name] for name in (*KEY, "log_ratio")), strict=True):
+        found.setdefault((cell, metric, form), []).append(ratio)
+    return found
+
+
+def _turns(visits: object) -> bool:
+    return isinstance(visits, list | tuple)
+
+
+def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """One row per (cell that is no reference, metric that is not close, form).
 
-    `ratio` is value / reference value: the geometric mean of the rounds' ratios with its 99 % interval
-    `low`, `high` and `p` (two-sided, of "the ratio is 1") for sampled quantities, the plain quotient and no
-    interval for the others. `difference` is in the quantity's unit; for sampled fractions (accuracy) it is
-    the mean of the paired differences and has an interval too. `rounds` counts the pairs.
+    `ratio` is value / reference value: for sampled quantities the geometric mean of the rounds' ratios, with its
+    interval `low`, `high` of that `confidence` (of a run: `Run.confidence`) and `p` (two-sided, of "the ratio is
+    1"), for the others the plain quotient and no interval. `difference` is in the quantity's unit; for sampled
+    fractions (accuracy) it is the mean of the paired differences and has an interval too. `rounds` counts the pairs.
     """
     pairs = paired(cells, rounds)
     if pairs.empty:
         return pd.DataFrame({name: pd.Series(dtype="float64") for name in COLUMNS})
-    summary = per_form(last_visits(rounds)).set_index(KEY)
+    summary = per_form(last_visits(rounds), confidence).set_index(KEY)
     rows = _over_rounds(pairs)
     rows["value"] = _values(summary, rows, "cell")
     rows["reference_value"] = _values(summary, rows, "reference")
     sampled = rows["kind"] == Kind.SAMPLED
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = rows["value"] / rows["reference_value"].where(rows["reference_value"] != 0)
-    low, high = student_interval(rows["mean"], rows["sd"], rows["rounds"])
+    low, high = student_interval(rows["mean"], rows["sd"], rows["rounds"], confidence)
     rows["ratio"] = np.exp(rows["mean"]).where(sampled, quotient)
     rows["low"], rows["high"] = (np.where(sampled, np.exp(end), np.nan) for end in (low, high))
     rows["p"] = np.where(sampled, student_p(rows["mean"], rows["sd"], rows["rounds"]), np.nan)
-    return _with_differences(rows, sampled & (rows["unit"] == "fraction"))[COLUMNS]
+    return _with_differences(rows, sampled & (rows["unit"] == "fraction"), confidence)[COLUMNS]
 
 
 def _over_rounds(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +119,8 @@ def _values(summary: pd.DataFrame, rows: pd.DataFrame, who: str) -> pd.Series[fl
     return pd.Series(summary["value"].astype(float).reindex(keys).to_numpy(), index=rows.index)
 
 
-def _with_differences(rows: pd.DataFrame, points: pd.Series[bool]) -> pd.DataFrame:
-    low, high = student_interval(rows["apart"], rows["apart_sd"], rows["rounds"])
+def _with_differences(rows: pd.DataFrame, points: pd.Series[bool], confidence: float) -> pd.DataFrame:
+    low, high = student_interval(rows["apart"], rows["apart_sd"], rows["rounds"], confidence)
     rows["difference"] = rows["apart"].where(points, rows["value"] - rows["reference_value"])
     rows["difference_low"] = np.where(points, low, np.nan)
     rows["difference_high"] = np.where(points, high, np.nan)

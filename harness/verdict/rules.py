@@ -12,7 +12,14 @@ import numpy as np
 
 from harness.verdict.statistics import CONFIDENCE, MINIMUM_ROUNDS, Difference, false_discoveries, welch
 
-LEVEL = 1 - CONFIDENCE
+FALSE_DISCOVERIES = 0.05
+"""Of the readings that are called changed, the share whose change is below the threshold after all (Benjamini and
+Hochberg over the matrix). The hypothesis that is tested is "not beyond the threshold", so on unchanged code, whose
+truth is 1, false alarms are far rarer than this: `harness aa` counts them."""
+
+PAIRED_TIME_THRESHOLD = 0.03
+"""Relative, for two revisions that took turns on one machine in one hour (`ab`): what most machines can resolve in ten
+rounds. `harness aa` says what yours can."""
 
 ACROSS_RUNS_TIME_THRESHOLD = 0.25
 """Relative, for a timed ratio of *another* run, where a suite's gate names no threshold.
@@ -75,6 +82,7 @@ class Gate:
     threshold: float | None = None
     floor: float | None = None
     limit: float | None = None
+    side_by_side: float | None = None
 
     @classmethod
     def of(cls, gates: Mapping[str, Mapping[str, Any]], metric: str) -> Gate:
@@ -174,6 +182,41 @@ class Sampled:
     def limit_text(self) -> str:
         return f"{self.threshold:.3g}" if self.linear else f"{100 * self.threshold:.3g} %"
 
+    @property
+    def rounds(self) -> int:
+        return int(min(self.before[2], self.now[2]))
+
+    @property
+    def identical(self) -> bool:
+        return _identical(self.before, self.now)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What is asked of a reading whose two sides took turns: its log ratios now / before (mean, sd, n over rounds)."""
+
+    logs: tuple[float, float, int]
+    better: str
+    threshold: float
+    linear: bool = False
+
+    @property
+    def limit(self) -> float:
+        """The threshold on the scale of the logs."""
+        return self.threshold if self.linear else math.log1p(self.threshold)
+
+    @property
+    def limit_text(self) -> str:
+        return f"{self.threshold:.3g}" if self.linear else f"{100 * self.threshold:.3g} %"
+
+    @property
+    def rounds(self) -> int:
+        return int(self.logs[2])
+
+    @property
+    def identical(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -187,26 +230,41 @@ class Answer:
 
 
 def judge_sampled(questions: list[Sampled]) -> list[Answer]:
-    """Verdicts for all sampled readings of a check together: false discoveries are controlled over all.
-
-    REGRESSED: the interval lies on the worse side of 1, the effect is beyond the threshold, and the p
-    against the threshold survives Benjamini and Hochberg. IMPROVED is the mirror image. SAME: the interval
-    lies within the thresholds, or the two summaries are one and the same. Fewer than four rounds on either
-    side: INCONCLUSIVE.
-    """
+    """Verdicts for all sampled readings of a check together, by Welch on the two sides' summaries; see `judge`."""
     if not questions:
         return []
     before, now = (np.array([getattr(q, side) for q in questions], dtype=float).T for side in ("before", "now"))
     between = np.array([q.between for q in questions])
+    return judge(questions, welch(tuple(before), tuple(now), between))
+
+
+def judge_paired(questions: list[Paired], confidence: float) -> list[Answer]:
+    """Verdicts for all readings of two revisions that took turns, by Student's t on the rounds' log ratios."""
+    if not questions:
+        return []
+    mean, sd, n = np.array([q.logs for q in questions], dtype=float).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = Difference(mean, sd / np.sqrt(n), np.maximum(n - 1, 1))
+    return judge(questions, change, confidence)
+
+
+def judge(questions: Sequence[Sampled | Paired], change: Difference, confidence: float = CONFIDENCE) -> list[Answer]:
+    """One verdict per question; false discoveries are controlled over all of them.
+
+    REGRESSED: the interval lies on the worse side of 1, the effect is beyond the threshold, and the p
+    against the threshold survives Benjamini and Hochberg. IMPROVED is the mirror image. SAME: the interval
+    lies within the thresholds, or the two sides are one and the same. Fewer than four rounds on either
+    side: INCONCLUSIVE. With a `confidence` above 99 %, the error of several looks, p is multiplied alike.
+    """
     limits = np.array([q.limit for q in questions])
-    change = welch(tuple(before), tuple(now), between)
-    low, high = change.interval()
-    enough = np.minimum(before[2], now[2]) >= MINIMUM_ROUNDS
+    low, high = change.interval(confidence)
+    enough = np.array([q.rounds for q in questions]) >= MINIMUM_ROUNDS
     mirrored = Difference(-change.estimate, change.error, change.freedom)
-    p = np.minimum(1.0, 2 * np.minimum(change.p_beyond(limits), mirrored.p_beyond(limits)))
+    shared = 2 * (1 - CONFIDENCE) / (1 - confidence)
+    p = np.minimum(1.0, shared * np.minimum(change.p_beyond(limits), mirrored.p_beyond(limits)))
     p = np.where(enough, p, np.nan)
     # adjusting only makes p larger: where none is small, scipy.stats need not be loaded (a second)
-    adjusted = false_discoveries(p) if (p <= LEVEL).any() else p
+    adjusted = false_discoveries(p) if (p <= FALSE_DISCOVERIES).any() else p
     answers = []
     for i, question in enumerate(questions):
         ends = (float(change.estimate[i]), float(low[i]), float(high[i]))
@@ -216,18 +274,18 @@ def judge_sampled(questions: list[Sampled]) -> list[Answer]:
     return answers
 
 
-def _sampled_verdict(question: Sampled, ends: tuple[float, float, float], p: float) -> tuple[Verdict, str]:
+def _sampled_verdict(question: Sampled | Paired, ends: tuple[float, float, float], p: float) -> tuple[Verdict, str]:
     estimate, low, high = ends
-    if _identical(question.before, question.now):
+    if question.identical:
         return Verdict.SAME, "identical"
-    rounds = min(question.before[2], question.now[2])
+    rounds = question.rounds
     if rounds < MINIMUM_ROUNDS:
         return Verdict.INCONCLUSIVE, f"{rounds} round{'s' * (rounds != 1)}, {MINIMUM_ROUNDS} are needed"
     limit = question.limit
     if -limit <= low and high <= limit:
         return Verdict.SAME, ""
     beyond = abs(estimate) > limit and (low > 0 or high < 0)
-    if beyond and p <= LEVEL:
+    if beyond and p <= FALSE_DISCOVERIES:
         worse = (estimate > 0) == (question.better == "lower")
         return (Verdict.REGRESSED if worse else Verdict.IMPROVED), f"surely by more than {question.limit_text}"
     if beyond:

@@ -17,8 +17,9 @@ class Run(Protocol):
 
     `cells`: index is the cell id; `group`, `reference`, `compared` and the axes. `rounds()`: cell, metric,
     form, unit, kind, better, round, value (the round's median, of a close reading the first value, SI units),
-    status. `gates`: metric to gate, threshold (relative), floor (SI units), limit (of bounded quantities; of close
-    ones the tolerance); what the suite left out is absent or None.
+    status, and optionally visits (the samples of a reading whose variants took turns, else None). `gates`: metric to
+    gate, threshold (relative), floor (SI units), limit (of bounded quantities; of close ones the tolerance),
+    side_by_side (relative, of `ab`); what the suite left out is absent or None.
     """
 
     @property
@@ -29,6 +30,8 @@ class Run(Protocol):
     def cells(self) -> pd.DataFrame: ...
     @property
     def fingerprint(self) -> Fingerprint: ...
+    @property
+    def confidence(self) -> float: ...
     @property
     def environment(self) -> Mapping[str, Any]: ...
     @property

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.store.summary import CONFIDENCE, student_interval
+from harness.planning.looks import CONFIDENCE
+from harness.planning.looks import LEAST_ROUNDS as MINIMUM_ROUNDS
+from harness.store.summary import student_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -31,9 +33,6 @@ __all__ = [
     "student_p",
     "welch",
 ]
-
-MINIMUM_ROUNDS = 4
-"""Below four rounds a 99 % t interval is more than twice as wide as its standard deviation: no verdict."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class FakeRun:
         default_factory=lambda: {"device": "Some CPU @ 2.0 GHz", "threads": 2, "torch": "2.14.1"}
     )
     fingerprint: Fingerprint = MACHINE
+    confidence: float = 0.99
     rows: list[dict[str, Any]] = field(default_factory=list)
     taken: list[Record] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Baselines and checks: every verdict, every exit code, and which of two is the stronger."""
+"""Baselines and checks: every verdict, what it rests on and what each row says. Exit codes are in test_exit_codes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from synthetic_run import CONV, DBB, MACHINE, OREPA, FakeRun, cell, cells_frame, full_run, noisy
 
 from harness.errors import HarnessError
+from harness.records import Fingerprint, Variant
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
 from harness.verdict.checking import check
+from harness.verdict.machines import Level
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import FUSION_LIMITS, Verdict, default_limit, judge_bounded, judge_count
 
@@ -236,21 +238,148 @@ def test_a_quantity_that_changed_its_unit_or_kind_is_not_compared():
     baseline = make_baseline(one_metric("params", 7))
     baseline["cells"][OREPA]["readings"]["params"]["unit"] = "B"
     result = check(one_metric("params", 7), baseline)
-    assert result.counts[Verdict.INCONCLUSIVE] == 1
+    (row,) = [row for row in result.rows if row.cell == OREPA]
+    assert (row.verdict, row.standing, row.command) == (
+        Verdict.INCONCLUSIVE,
+        Level.REFUSED,
+        f"harness run suites/quick.yaml --only {OREPA}",
+    )
+    assert "make the baseline again" in row.reason
+    assert np.isnan(row.ratio)
 
 
 # another machine
 
 
-def test_on_another_machine_times_are_advice_and_counts_still_gate():
-    other = replace(MACHINE, machine={"cpu": "Another CPU", "threads": 2})
+CARD = {"model": "Some Card", "driver": "550.1"}
+
+
+def machine(torch: str = "2.14.1", **fields: object) -> Fingerprint:
+    return Fingerprint("abc", {"torch": torch}, {"cpu": {"model": "Some CPU"}, "threads": 2, **fields})
+
+
+def times(result: Check, label: str = "") -> list[Row]:
+    return [row for row in result.rows if row.metric in ("train_step", "latency") and label in row.label]
+
+
+def test_on_another_machine_times_are_refused_and_counts_still_gate():
+    other = machine(cpu={"model": "Another CPU"})
     result = check(full_run(1, slow=2.0, fingerprint=other), BASELINE, strict=True)
-    advice = [row for row in result.rows if row.verdict is Verdict.INCOMPARABLE]
-    assert {row.metric for row in advice} == {"train_step", "latency"}
-    assert any("as if it were the same: REGRESSED" in row.reason for row in advice)
-    assert result.notes == ("cpu: Some CPU -> Another CPU",)
+    refused = [row for row in result.rows if row.verdict is Verdict.INCOMPARABLE]
+    assert refused == times(result)
+    assert {row.reason for row in refused} == {"cpu model: Some CPU then, Another CPU now"}
+    assert {row.standing for row in refused} == {Level.REFUSED}
+    (note,) = result.notes
+    assert note.startswith("times on cpu are not compared (cpu model: Some CPU then, Another CPU now): make a baseline")
     assert result.exit_code == 0
     assert check(full_run(1, extra=512, fingerprint=other), BASELINE).exit_code == 1
+
+
+def test_with_another_torch_times_are_judged_and_advice():
+    result = check(full_run(1, slow=2.0, fingerprint=machine("2.15.0")), BASELINE, strict=True)
+    assert {(row.verdict, row.gated, row.standing) for row in times(result, "orepa") if row.form != "fused"} == {
+        (Verdict.REGRESSED, False, Level.COMPARABLE)
+    }
+    assert result.notes == ("times on cpu are advice and fail nothing (torch: 2.14.1 then, 2.15.0 now)",)
+    assert result.exit_code == 0
+    assert check(full_run(1, extra=512, fingerprint=machine("2.15.0")), BASELINE).exit_code == 1
+    others = [row for row in result.rows if row not in times(result)]
+    assert {(row.gated, row.standing) for row in others} == {(True, Level.SAME)}
+
+
+def test_advice_gives_the_verdict_that_the_same_machine_would_have_given():
+    here, advice = (check(full_run(1, slow=2.0, fingerprint=machine(t)), BASELINE) for t in ("2.14.1", "2.15.0"))
+    assert [replace(row, gated=True, standing=Level.SAME) for row in advice.rows] == list(here.rows)
+
+
+def test_a_slower_reference_is_found_with_another_torch_too():
+    result = check(full_run(1, reference_slow=2.0, fingerprint=machine("2.15.0")), BASELINE)
+    assert {(c, m) for c, m, _, _ in verdicts(result)} == {(CONV, "train_step"), (CONV, "latency")}
+
+
+def test_where_nothing_is_timed_the_machine_is_only_mentioned():
+    run = one_metric("params", 7, fingerprint=machine("2.15.0", threads=4))
+    result = check(run, make_baseline(one_metric("params", 7)))
+    assert result.notes == ("threads: 2 then, 4 now", "torch: 2.14.1 then, 2.15.0 now")
+    assert (result.exit_code, set(result.counts)) == (0, {Verdict.SAME})
+
+
+def on_devices(seed: int, *devices: str, slow: float = 1.0, **kwargs) -> FakeRun:
+    """conv and orepa timed on each device; `slow` is what a change did to orepa on the last one."""
+    rng = np.random.default_rng(seed)
+    cells = [cell(block, device=Variant(device)) for device in devices for block in ("conv", "orepa")]
+    run = FakeRun(cells_frame(cells), **kwargs)
+    for one in cells:
+        factor = slow if (one.block.name, one.device.name) == ("orepa", devices[-1]) else 1.0
+        run.put(one.id, "latency", factor * noisy(0.05, rng), "train")
+    return run
+
+
+def test_only_the_device_of_a_cell_matters_for_its_times():
+    before = make_baseline(on_devices(0, "cuda", "cpu", fingerprint=machine(cuda=CARD)))
+    newer = machine(cuda={**CARD, "model": "Another Card"})
+    result = check(on_devices(1, "cuda", "cpu", slow=2, fingerprint=newer), before)
+    assert {row.verdict for row in times(result, "cuda")} == {Verdict.INCOMPARABLE}
+    assert verdicts(result) == {(cell("orepa").id, "latency", "train", "REGRESSED")}
+    assert result.exit_code == 1
+
+
+def test_a_new_driver_makes_the_times_of_its_device_advice_alone():
+    before = make_baseline(on_devices(0, "cpu", "cuda", fingerprint=machine(cuda=CARD)))
+    now = on_devices(1, "cpu", "cuda", slow=2, fingerprint=machine(cuda={**CARD, "driver": "560.0"}))
+    result = check(now, before)
+    assert {row.standing for row in times(result, "cuda")} == {Level.COMPARABLE}
+    assert {row.standing for row in times(result, "cpu")} == {Level.SAME}
+    assert (result.counts[Verdict.REGRESSED], result.exit_code) == (1, 0)
+
+
+def test_options_of_a_device_do_not_hide_it():
+    cells = [cell(block, device=Variant("cuda", {"cudnn_benchmark": True})) for block in ("conv", "orepa")]
+
+    def run(card: dict[str, str]) -> FakeRun:
+        made = FakeRun(cells_frame(cells), fingerprint=machine(cuda=card))
+        return made.put(cells[0].id, "latency", [1.0] * 4).put(cells[1].id, "latency", [1.5] * 4)
+
+    assert check(run(CARD), make_baseline(run(CARD))).counts == {Verdict.SAME: 2}
+    assert check(run({**CARD, "model": "Other"}), make_baseline(run(CARD))).counts == {Verdict.INCOMPARABLE: 2}
+
+
+def test_a_ratio_between_devices_needs_both_of_them_to_be_the_same():
+    cells = [cell(device=Variant(device)) for device in ("cpu", "cuda")]
+
+    def run(card: dict[str, str], ratio: float = 1.0) -> FakeRun:
+        made = FakeRun(cells_frame(cells, "device", "cpu"), fingerprint=machine(cuda=card))
+        rng = np.random.default_rng(1)
+        return made.put(cells[0].id, "latency", noisy(1.0, rng)).put(cells[1].id, "latency", noisy(ratio, rng))
+
+    baseline = make_baseline(run(CARD))
+    on_cpu, on_cuda = cells[0].id, cells[1].id
+    result = check(run({**CARD, "model": "Other"}, 0.1), baseline)
+    assert {row.cell: row.verdict for row in result.rows} == {on_cpu: Verdict.SAME, on_cuda: Verdict.INCOMPARABLE}
+    assert check(run(CARD, 3.0), baseline).exit_code == 1
+
+
+def test_where_the_references_device_is_another_one_the_ratio_is_refused():
+    cells = [cell(device=Variant(device)) for device in ("cuda", "cpu")]
+
+    def run(card: dict[str, str]) -> FakeRun:
+        made = FakeRun(cells_frame(cells, "device", "cuda"), fingerprint=machine(cuda=card))
+        return made.put(cells[0].id, "latency", [1.0] * 4).put(cells[1].id, "latency", [5.0] * 4)
+
+    result = check(run({**CARD, "model": "Other"}), make_baseline(run(CARD)))
+    assert result.counts == {Verdict.INCOMPARABLE: 2}
+
+
+def test_a_slower_reference_does_not_hide_behind_a_slower_card():
+    cells = [cell(device=Variant(device)) for device in ("cpu", "cuda")]
+
+    def run(card: dict[str, str], slow: float = 1.0) -> FakeRun:
+        made = FakeRun(cells_frame(cells, "device", "cpu"), fingerprint=machine(cuda=card))
+        rng = np.random.default_rng(1)
+        return made.put(cells[0].id, "latency", slow * noisy(1, rng)).put(cells[1].id, "latency", slow * noisy(1, rng))
+
+    result = check(run({**CARD, "model": "Other"}, slow=3.0), make_baseline(run(CARD)))
+    assert verdicts(result) == {(cells[0].id, "latency", "", "REGRESSED")}
 
 
 def test_a_ratio_to_another_reference_is_not_compared():
@@ -260,34 +389,93 @@ def test_a_ratio_to_another_reference_is_not_compared():
     assert {row.metric for row in rows} == {"train_step", "latency", "accuracy"}
 
 
-# exit codes
+# what each row says
 
 
-def result_of(verdict_list=(), failed=(), strict=False, gated=True) -> Check:
-    rows = tuple(Row("c", "c", "g", "m", "", verdict, gated) for verdict in verdict_list)
-    return Check("run", "suite", rows, dict.fromkeys(failed, "oom"), (), strict)
+def of_kind(kind: str, metric: str, values, fingerprint=MACHINE) -> FakeRun:
+    """conv and orepa with one quantity of that kind; `values` are orepa's, conv has ones."""
+    run = FakeRun(cells_frame([cell("conv"), cell("orepa")]), fingerprint=fingerprint)
+    run.put(CONV, metric, np.ones(len(values))).put(OREPA, metric, values)
+    for one in run.rows:
+        one["kind"] = kind
+    return run
 
 
-R, I, S, M, N, X = (  # noqa: E741
-    Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.SAME, Verdict.MISSING, Verdict.NEW, Verdict.INCOMPARABLE,
-)  # fmt: skip
+STEADY, SLOW = [1.40, 1.41, 1.39, 1.40], [2.80, 2.81, 2.79, 2.80]
+LOOSE = [1.0, 4.0, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("rows", "failed", "strict", "code"),
+    ("kind", "metric", "before", "now", "verdict", "ratio", "interval"),
     [
-        ([S], [], False, 0), ([S, I], [], False, 0), ([S, I], [], True, 4), ([S, M], [], False, 0),
-        ([S, M], [], True, 4), ([R, S], [], False, 1), ([R, I], ["c"], True, 1), ([S], ["c"], False, 3),
-        ([M], ["c"], True, 3), ([S, I], ["c"], True, 3), ([], [], False, 5), ([M, N], [], True, 5), ([N], [], False, 5),
-        ([X], [], True, 0), ([Verdict.IMPROVED], [], True, 0),
+        ("count", "saved_memory", [100], [100], "SAME", 1.0, False),
+        ("count", "saved_memory", [100], [150], "REGRESSED", 1.5, False),
+        ("count", "saved_memory", [100], [50], "IMPROVED", 0.5, False),
+        ("bounded", "fusion_error", [1e-7], [2e-7], "SAME", 2.0, False),
+        ("bounded", "fusion_error", [1e-7], [1e-5], "REGRESSED", 100.0, False),
+        ("bounded", "error_without_limit", [1e-7], [2e-7], "INCONCLUSIVE", 2.0, False),
+        ("close", "fused_output", [1.5], [1.5], "SAME", None, False),
+        ("close", "fused_output", [1.5], [1.6], "REGRESSED", None, False),
+        ("sampled", "train_step", STEADY, STEADY[::-1], "SAME", 1.0, True),
+        ("sampled", "train_step", STEADY, SLOW, "REGRESSED", 2.0, True),
+        ("sampled", "train_step", SLOW, STEADY, "IMPROVED", 0.5, True),
+        ("sampled", "train_step", STEADY, LOOSE, "INCONCLUSIVE", 1.0102, True),
+        ("sampled", "train_step", STEADY[:3], SLOW[:3], "INCONCLUSIVE", 2.0, True),
+        ("sampled", "changed_predictions", [0, 0, 0, 0], [9, 8, 9, 10], "REGRESSED", None, False),
     ],
 )  # fmt: skip
-def test_the_strongest_reason_decides_the_exit_code(rows, failed, strict, code):
-    assert result_of(rows, failed, strict).exit_code == code
+def test_every_verdict_of_every_kind_carries_what_it_rests_on(kind, metric, before, now, verdict, ratio, interval):
+    run = of_kind(kind, metric, now)
+    result = check(run, make_baseline(of_kind(kind, metric, before)))
+    (row,) = [row for row in result.rows if row.cell == OREPA]
+    assert (row.verdict, row.kind, row.metric) == (verdict, kind, metric)
+    assert (row.rounds, row.command) == (len(now), run.command_for(OREPA))
+    if kind == "sampled":
+        assert row.before == pytest.approx(np.mean(before), rel=0.01)
+    else:
+        assert (row.before, row.now) == (before[0], now[0])
+    assert np.isnan(row.ratio) if ratio is None else row.ratio == pytest.approx(ratio, rel=0.01)
+    assert (row.low <= row.ratio <= row.high) if interval else np.isnan([row.low, row.high]).all()
+    assert row.reason or row.verdict == "SAME"
+    assert (row.unit, row.yardstick) == (("x", CONV) if interval else (row.unit, ""))
 
 
-def test_what_is_not_gated_decides_nothing():
-    assert result_of([R, I, M, S], strict=True, gated=False).exit_code == 0
+@pytest.mark.parametrize(
+    ("kind", "metric", "values"),
+    [
+        ("count", "saved_memory", [0]), ("count", "saved_memory", [100]), ("bounded", "fusion_error", [1e-7]),
+        ("close", "fused_output", [1.5]), ("sampled", "train_step", STEADY), ("sampled", "changed_predictions", [0] * 4),
+    ],
+)  # fmt: skip
+def test_what_only_one_side_has_carries_its_value_and_the_command(kind, metric, values):
+    run = of_kind(kind, metric, values)
+    baseline = make_baseline(run)
+    del baseline["cells"][OREPA]
+    (new,) = [row for row in check(run, baseline).rows if row.verdict is Verdict.NEW]
+    assert (new.now, new.rounds) == (pytest.approx(np.mean(values), rel=1e-4), len(values))
+    assert np.isnan(new.before)
+    without = FakeRun(cells_frame([cell("conv")]), fingerprint=MACHINE).put(CONV, "params", 5)
+    missing = {row.cell: row for row in check(without, make_baseline(run)).rows if row.verdict is Verdict.MISSING}
+    assert missing[OREPA].before == pytest.approx(np.mean(values), rel=1e-4)
+    assert np.isnan(missing[OREPA].now)
+    assert (missing[OREPA].kind, missing[OREPA].rounds) == (kind, 0)
+    # a cell that --only left out is measured by the same kind of command
+    assert {row.command for row in (new, missing[OREPA])} == {run.command_for(OREPA)}
+
+
+def test_what_is_refused_still_shows_both_sides():
+    other = replace(MACHINE, machine={**MACHINE.machine, "threads": 4})
+    run = of_kind("sampled", "train_step", SLOW, other)
+    result = check(run, make_baseline(of_kind("sampled", "train_step", STEADY)))
+    (row,) = [row for row in result.rows if row.cell == OREPA]
+    assert (row.verdict, row.rounds, row.command) == (Verdict.INCOMPARABLE, 4, run.command_for(OREPA))
+    assert (row.before, row.now, row.ratio) == (
+        pytest.approx(1.4, rel=0.01),
+        pytest.approx(2.8, rel=0.01),
+        pytest.approx(2, rel=0.01),
+    )
+    assert row.low < row.ratio < row.high
+    assert row.reason == "threads: 2 then, 4 now"
 
 
 # the file

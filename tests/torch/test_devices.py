@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from harness import devices
-from harness.devices import Clock
+from harness.devices import cpu
 from harness.devices.accelerator import AcceleratorDevice
 from harness.devices.fake import FakeDevice
 from harness.errors import HarnessError, UnknownName, Unsupported
 
 ABSENT = [kind for kind in ("cuda", "xpu", "mps") if devices.get(kind).available() is not None]
-
-
-def test_a_batch_is_two_marks_around_the_launches_and_one_wait():
-    device = FakeDevice(ticks=[0.3, 0.2])
-    clock = Clock(device)
-    step = device.launching(lambda: None)
-    assert [clock.time(step, repeats=3), clock.time(step)] == [0.3, 0.2]
-    batch = ["record", "launch", "launch", "launch", "record", "synchronize", "elapsed"]
-    assert device.log == [*batch, "record", "launch", "record", "synchronize", "elapsed"]
 
 
 def test_the_fake_device_refuses_to_read_a_mark_before_it_was_waited_for():
@@ -42,20 +34,18 @@ def test_the_fake_device_keeps_the_peak_until_it_is_reset():
     assert device.memory_peak() == 4
 
 
-def test_the_cpu_clock_gives_seconds():
-    clock = Clock(devices.get("cpu"))
-    assert 0.01 <= clock.time(lambda: __import__("time").sleep(0.005), repeats=2) < 5
-
-
 def test_the_cpu_says_what_it_is_and_refuses_to_count_memory():
-    cpu = devices.get("cpu")
-    assert cpu.available() is None
-    facts = json.loads(json.dumps(cpu.facts()))
+    device = devices.get("cpu")
+    assert device.available() is None
+    facts = json.loads(json.dumps(device.facts()))
     assert facts["kind"] == "cpu"
     assert facts["model"]
     assert facts["threads"] == torch.get_num_threads()
     assert facts["memory_bytes"] > 2**20
-    for ask in (cpu.memory_now, cpu.memory_peak, cpu.memory_reset):
+    assert facts["cache_bytes"] is None or facts["cache_bytes"] > 2**15
+    assert device.telemetry() == {}
+    assert device.suspicious({"throttle": ["hardware slowdown"]}) is None
+    for ask in (device.memory_now, device.memory_peak, device.memory_reset):
         with pytest.raises(Unsupported, match="does not count"):
             ask()
 
@@ -94,6 +84,46 @@ def test_statistics_of_the_allocator_are_what_is_read(monkeypatch):
     device.memory_reset()
     assert (device.memory_now(), device.memory_peak()) == (7, 9)
     assert resets == [torch.device("cuda:1")]
+
+
+def test_an_accelerators_cache_is_what_torch_says_but_not_what_rocm_says(monkeypatch):
+    device = AcceleratorDevice("cuda", 1)
+    monkeypatch.setattr(device, "_properties", lambda: SimpleNamespace(L2_cache_size=50 * 2**20))
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert device.cache_bytes() == 50 * 2**20
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert device.cache_bytes() is None, "one die's L2 is not the last cache there"
+    monkeypatch.setattr(device, "_properties", lambda: None)
+    assert device.cache_bytes() is None
+
+
+def cache_tree(root, caches):
+    """`caches`: processor -> [(level, type, size, shared_cpu_list), ...], as /sys lists them."""
+    for processor, listed in caches.items():
+        for i, values in enumerate(listed):
+            folder = root / f"sys/devices/system/cpu/cpu{processor}/cache/index{i}"
+            folder.mkdir(parents=True)
+            for name, value in zip(("level", "type", "size", "shared_cpu_list"), values, strict=True):
+                (folder / name).write_text(f"{value}\n")
+    return root
+
+
+def test_last_level_caches_are_added_up_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 1, 4}, raising=False)
+
+    def private(k):
+        return [(1, "Data", "32K", k), (1, "Instruction", "64K", k), (2, "Unified", "1024K", k)]
+
+    two_dies = {
+        0: [*private(0), (3, "Unified", "32768K", "0-3")],
+        1: [*private(1), (3, "Unified", "32768K", "0-3")],
+        4: [*private(4), (3, "Unified", "98304K", "4-7")],
+        8: [*private(8), (3, "Unified", "32768K", "8-11")],  # not ours to use
+    }
+    assert cpu.last_level_cache(cache_tree(tmp_path / "dies", two_dies)) == (32768 + 98304) * 1024
+    no_third = {k: private(k) for k in (0, 1, 4)}
+    assert cpu.last_level_cache(cache_tree(tmp_path / "small", no_third)) == 3 * 1024 * 1024
+    assert cpu.last_level_cache(tmp_path / "unlisted") is None
 
 
 def test_options_hold_while_configured_and_no_longer(monkeypatch):

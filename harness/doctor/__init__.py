@@ -1,0 +1,93 @@
+"""What this machine is, how steady its clock is right now, and what to do about it: ``harness doctor``.
+
+`examine` gathers facts, measures the noise with the harness's own machinery (fresh workers, steps taking turns) and
+weighs both. torch stays in the workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from harness.catalog.vocabulary import DEVICE_KINDS
+from harness.doctor.facts import Shares, activity, gather
+from harness.doctor.findings import Finding, Severity, findings_in
+from harness.doctor.noise import ROUNDS, Noise, noise_of
+from harness.execution.local import LocalExecutor
+from harness.records import Json
+from harness.verdict.statistics import MINIMUM_ROUNDS
+
+__all__ = ["Finding", "Noise", "Report", "Severity", "doctor_json", "doctor_text", "examine"]
+
+SHARE = 0.6
+"""Of the time, for measuring; the rest goes into starting workers, torch's import above all."""
+
+LONGEST = 1.3
+"""Times as long as meant: processes start slowly on a machine that is busy, and fewer of them tell as much there."""
+
+
+class Prober(Protocol):
+    """The part of an executor that is needed here."""
+
+    def probe(self, names: list[str]) -> Json: ...
+
+    def noise(self, seconds: float) -> Json: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts (plain JSON), what the clock does, and what to make of both, the worst first."""
+
+    facts: Json
+    noise: Noise
+    findings: tuple[Finding, ...]
+
+
+def examine(
+    seconds: float = 20.0, executor: Prober | None = None, console: Console | None = None, root: Path = Path("/")
+) -> Report:
+    """Look at this machine for about `seconds`. HarnessError when no worker can start: then nothing can be measured.
+
+    `root` is where the kernel's files are looked for.
+    """
+    console = console or Console(stderr=True)
+    with ExitStack() as stack:
+        at_work = executor or stack.enter_context(LocalExecutor())
+        busy = activity()  # first: everything after it keeps the machine busy itself
+        facts = gather(at_work.probe(list(DEVICE_KINDS)), busy, root)
+        rounds, shares = _measured(at_work, SHARE * seconds, console)
+    noise = noise_of(rounds, shares.steal)
+    return Report(facts, noise, tuple(findings_in(facts, noise)))
+
+
+def _measured(executor: Prober, seconds: float, console: Console) -> tuple[Sequence[Json], Shares]:
+    """The rounds, each a fresh process, and who had the processors meanwhile."""
+    before, started = Shares.now(), time.monotonic()
+    found: list[Json] = []
+    with console.status("measuring how steady this machine is") as status:
+        for number in range(ROUNDS):
+            if number >= MINIMUM_ROUNDS and time.monotonic() - started > LONGEST * seconds:
+                break
+            status.update(f"measuring how steady this machine is: process {number + 1} of {ROUNDS}")
+            found.append(executor.noise(seconds / ROUNDS))
+    return found, Shares.now() - before
+
+
+def doctor_text(report: Report) -> str:
+    """For people: facts, noise, findings with what to do."""
+    from harness.doctor.text import text_of
+
+    return text_of(report.facts, report.noise, report.findings)
+
+
+def doctor_json(report: Report) -> str:
+    """For programs: the same, sizes in bytes and times in seconds."""
+    from harness.doctor.text import json_of
+
+    return json_of(report.facts, report.noise, report.findings)

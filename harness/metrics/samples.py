@@ -1,0 +1,101 @@
+"""Samples of a timed step, and what else was so while each of them was taken.
+
+Nothing is ever thrown away: a sample that something disturbed is flagged with the reason, and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+
+from harness.devices import Device
+from harness.records import Json
+
+SLOW = 1.25
+"""Times the median of its round: neighbours and timer ticks stay below, a lost time slice does not."""
+
+OUTLYING = 5.0
+"""Median absolute deviations (scaled to a normal's standard deviation) above the median: one sample in a million."""
+
+
+@dataclass
+class Taken:
+    """One sample in the making."""
+
+    seconds: float = 0.0
+
+
+@dataclass
+class Samples:
+    """One seat's samples of a round, in their order. All lists are as long as `seconds`, which is per step.
+
+    `order`: the visit's rank over all seats of the round. `cpu`: seconds of this process's threads together, per
+    step. `switches`: how often the kernel took the processor away during the batch. `load`: the system's average over
+    the last minute. `telemetry`: what the device said of itself after the batch.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    switches: list[int] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    telemetry: list[Json] = field(default_factory=list)
+
+    @contextmanager
+    def taking(self, device: Device, rank: int, repeats: int) -> Iterator[Taken]:
+        """Facts around one batch of `repeats` steps, whose time the caller puts into what it is given."""
+        taken = Taken()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        yield taken
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        self.seconds.append(taken.seconds / repeats)
+        self.order.append(rank)
+        self.cpu.append((_busy(after) - _busy(before)) / repeats)
+        self.switches.append(after.ru_nivcsw - before.ru_nivcsw)
+        self.load.append(os.getloadavg()[0])
+        self.telemetry.append(device.telemetry())
+
+    def facts(self, device: Device) -> dict[str, Json]:
+        """All but the seconds, as a reading keeps them, with the numbers of the suspicious samples and why."""
+        found: dict[str, Json] = {
+            "order": self.order,
+            "cpu": [float(f"{value:.4g}") for value in self.cpu],
+            "switches": self.switches,
+            "load": [round(value, 2) for value in self.load],
+        }
+        if any(self.telemetry):
+            keys = list(dict.fromkeys(key for told in self.telemetry for key in told))
+            found["telemetry"] = {key: [told.get(key) for told in self.telemetry] for key in keys}
+        suspicious = self.suspicious(device)
+        if suspicious:
+            found["suspicious"] = suspicious
+        return found
+
+    def suspicious(self, device: Device) -> dict[str, str]:
+        """Sample number (as text: JSON's keys are) -> why it may not be what the step costs."""
+        if not self.seconds:
+            return {}
+        middle = median(self.seconds)
+        spread = 1.4826 * median(abs(value - middle) for value in self.seconds)
+        found = {}
+        for i, seconds in enumerate(self.seconds):
+            why = device.suspicious(self.telemetry[i]) or self._disturbed(i, seconds, middle, spread)
+            if why:
+                found[str(i)] = why
+        return found
+
+    def _disturbed(self, i: int, seconds: float, middle: float, spread: float) -> str:
+        if seconds <= SLOW * middle:
+            return ""
+        times = f"{seconds / middle:.2f} times the median of the round"
+        if self.switches[i]:
+            return f"{times}, the processor was taken away {self.switches[i]} times"
+        return times if seconds > middle + OUTLYING * spread else ""
+
+
+def _busy(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,373 @@
+"""`harness trend` over folders of runs, written as a run writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from harness.errors import HarnessError
+from harness.planning import plan
+from harness.records import Fingerprint, Kind, Reading, Record, Status, TaskKind
+from harness.store.directory import describe
+from harness.verdict.baseline import Kept
+from harness.verdict.history import History, Past, Series
+from harness.verdict.rules import Gate, Verdict
+from harness.verdict.trend import changes_in, trend
+from harness.verdict.trend_text import render_trend
+
+MACHINE = {"threads": 2, "cpu": {"model": "Some CPU"}}
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SUITE = """
+axes: {block: [conv, repvgg, orepa], backbone: layer}
+metrics: [params, train_step]
+budget: {rounds: 4}
+"""
+PARAMS = {"conv": 1000, "repvgg": 2000, "orepa": 3000}
+
+
+@pytest.fixture
+def days(tmp_path, suite_of):
+    """Writes one run a day into a folder; each run is told in what it differs."""
+    return Days(tmp_path / "runs", suite_of)
+
+
+class Days:
+    def __init__(self, folder, suite_of):
+        self.folder, self.suite_of, self.number, self.rng = folder, suite_of, 0, np.random.default_rng(0)
+
+    def add(self, times=None, params=None, machine=MACHINE, torch="2.14.1", gates="", rounds=4):
+        """`times` multiplies a block's seconds, `params` are parameters in place of `PARAMS`; the run's name."""
+        planned = plan(self.suite_of(SUITE, gates))
+        prints = Fingerprint(f"source{self.number // 10}", {"torch": torch}, machine)
+        meta = describe(planned, prints, {}, suite_text=SUITE, suite_path="suites/small.yaml", overrides=())
+        meta["started"] = (START + timedelta(days=self.number)).isoformat(timespec="seconds")
+        path = self.folder / f"day-{self.number:02}"
+        path.mkdir(parents=True)
+        (path / "run.json").write_text(json.dumps(meta))
+        records = [
+            self._record(task, cell, prints.id, times or {}, {**PARAMS, **(params or {})})
+            for task in planned.tasks
+            for cell in task.cells
+            if task.round < rounds
+        ]
+        (path / "journal.jsonl").write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
+        self.number += 1
+        return path.name
+
+    def _record(self, task, cell, fingerprint, times, params):
+        block = cell.block.name
+        if task.kind is TaskKind.CELL:
+            metric, reading = "params", Reading("params", "train", "1", (params[block],))
+        else:
+            seconds = 0.01 * PARAMS[block] / 1000 * times.get(block, 1.0) * math.exp(self.rng.normal(0, 0.02))
+            metric, reading = "train_step", Reading("train_step", "train", "s", (seconds,))
+        return Record(task.key, task.kind, cell.id, metric, task.round, fingerprint, Status.OK, (reading,))
+
+    def annotate(self, text):
+        path = self.folder / "annotations.yaml"
+        path.write_text(text)
+        return path
+
+
+def slower_from(days, place, runs=16, factor=1.15):
+    for day in range(runs):
+        days.add({"orepa": factor if day >= place else 1.0})
+
+
+def test_a_slower_block_is_found_between_its_runs_and_fails(days):
+    slower_from(days, 9)
+    result = trend(days.folder)
+    (change,) = result.changes
+    assert (change.label, change.metric, change.verdict, change.fails) == (
+        "orepa",
+        "train_step",
+        Verdict.REGRESSED,
+        True,
+    )
+    assert (result.runs[change.before].name, result.runs[change.after].name) == ("day-08", "day-09")
+    assert change.low < 1.15 < change.high
+    assert change.level_after == pytest.approx(3 * 1.15, rel=0.03)
+    assert change.command == f"harness run suites/small.yaml --only {change.cell} --new"
+    assert result.exit_code == 1
+
+
+def test_steady_runs_raise_no_alarm(days):
+    slower_from(days, 99)
+    result = trend(days.folder)
+    assert result.changes == ()
+    assert (result.judged, result.exit_code) == (6, 0)
+
+
+def test_a_faster_block_fails_nothing(days):
+    slower_from(days, 8, factor=0.8)
+    result = trend(days.folder)
+    assert [change.verdict for change in result.changes] == [Verdict.IMPROVED]
+    assert result.exit_code == 0
+
+
+def test_a_sure_step_within_the_suites_threshold_is_told_and_fails_nothing(days):
+    for day in range(16):
+        days.add({"orepa": 1.15 if day >= 8 else 1.0}, gates="gates: {train_step: {threshold: 0.5}}")
+    result = trend(days.folder)
+    assert [change.verdict for change in result.changes] == [Verdict.SAME]
+    assert "within the threshold of 50 %" in result.changes[0].reason
+    assert result.exit_code == 0
+
+
+def test_a_quantity_without_a_gate_fails_nothing(days):
+    for day in range(3):
+        days.add(params={"orepa": 3000 + day}, gates="gates: {params: {gate: false}}")
+    result = trend(days.folder)
+    assert [change.verdict for change in result.changes] == [Verdict.REGRESSED] * 2
+    assert result.exit_code == 0
+
+
+def test_a_reference_that_takes_half_as_long_again_is_an_absolute_time_that_fails(days):
+    for day in range(16):
+        days.add(dict.fromkeys(PARAMS, 1.7 if day >= 8 else 1.0))
+    result = trend(days.folder)
+    (change,) = result.changes  # the ratios of the others are as they were
+    assert (change.label, change.unit, change.fails) == ("conv", "s", True)
+    assert change.ratio == pytest.approx(1.7, rel=0.05)
+
+
+def test_the_mood_of_the_machine_is_told_and_fails_nothing(days):
+    for day in range(16):
+        days.add(dict.fromkeys(PARAMS, 1.3 if day >= 8 else 1.0))
+    result = trend(days.folder)
+    assert [(change.label, change.gated) for change in result.changes] == [("conv", False)]
+    assert "50 %" in result.changes[0].reason
+    assert result.exit_code == 0
+
+
+def test_every_change_of_a_count_is_a_change_even_between_two_runs(days):
+    for params in (3000, 3001, 3001, 2999):
+        days.add(params={"orepa": params})
+    result = trend(days.folder)
+    assert [(one.verdict, one.level_before, one.level_after) for one in result.changes] == [
+        (Verdict.IMPROVED, 3001, 2999), (Verdict.REGRESSED, 3000, 3001),
+    ]  # fmt: skip
+    assert all(math.isnan(one.low) and math.isnan(one.p) for one in result.changes)
+    assert result.exit_code == 1
+    assert any("3 timed and other sampled readings have fewer than 6 runs" in note for note in result.notes)
+
+
+def test_runs_on_another_machine_are_never_joined(days):
+    other = {**MACHINE, "cpu": {"model": "Another CPU"}}
+    for day in range(16):
+        days.add({"orepa": 1.5 if day >= 8 else 1.0}, machine=other if day >= 8 else MACHINE)
+    result = trend(days.folder)
+    assert result.changes == ()
+    assert any("2 machines" in note for note in result.notes)
+    assert "Another CPU" in render_trend(result)
+
+
+def test_interleaved_machines_have_series_of_their_own(days):
+    other = {**MACHINE, "cpu": {"model": "Another CPU"}}
+    for day in range(32):
+        days.add({"orepa": 1.5 if day >= 16 and day % 2 else 1.0}, machine=other if day % 2 else MACHINE)
+    (change,) = trend(days.folder).changes
+    assert (change.before, change.after) == (15, 17)
+
+
+def test_another_version_of_torch_is_named_as_what_else_changed(days):
+    for day in range(16):
+        days.add({"orepa": 1.2 if day >= 8 else 1.0}, torch="2.15.0" if day >= 8 else "2.14.1")
+    (change,) = trend(days.folder).changes
+    assert "torch 2.14.1 -> 2.15.0" in change.reason
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_judged(days):
+    for _ in range(3):
+        days.add()
+    (days.folder / "day-01" / "run.json").write_text("{")
+    (days.folder / "day-xx").mkdir()
+    (days.folder / "day-xx" / "run.json").write_text('{"version": 1}')
+    with (days.folder / "day-02" / "journal.jsonl").open("a") as journal:
+        journal.write("torn")
+    result = trend(days.folder)
+    assert [run.name for run in result.runs] == ["day-00", "day-02"]
+    assert {path.rpartition("/")[2] for path in result.history.unreadable} == {"day-01", "day-xx"}
+    assert any("day-02: 1 lines" in note for note in result.notes)
+    assert "day-xx" in render_trend(result)
+
+
+def test_a_run_that_was_stopped_early_is_left_out_of_timed_series_only(days):
+    for day in range(12):
+        days.add({"orepa": 3.0} if day == 5 else {}, rounds=1 if day == 5 else 4)
+    result = trend(days.folder)
+    assert any("fewer than half the rounds" in note for note in result.notes)
+    lengths = {series.metric: len(series.runs) for series in result.history.series}
+    assert lengths == {"params": 12, "train_step": 11}
+
+
+def test_one_run_is_nothing_to_judge(days):
+    days.add()
+    assert trend(days.folder).exit_code == 5
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: folder.mkdir()])
+def test_a_folder_without_runs_is_an_error_with_a_remedy(tmp_path, make):
+    make(tmp_path / "runs")
+    with pytest.raises(HarnessError, match="results/runs"):
+        trend(tmp_path / "runs")
+
+
+def test_the_runs_of_several_suites_are_found_one_level_deeper(days):
+    for _ in range(2):
+        days.add()
+    result = trend(days.folder.parent)
+    assert len(result.runs) == 2
+
+
+# many readings
+
+
+def history_of(*many):
+    """One series of a timed ratio for each list of values, in runs that differ in nothing."""
+    runs = tuple(Past(f"day-{i}", f"day-{i}", "small", START.isoformat(), "source", {}, "machine") for i in range(12))
+    series = tuple(
+        Series(
+            f"cell{i}", "orepa", "train_step", "train", Kind.SAMPLED, "lower", "s", "ratio", "conv", "small", "machine",
+            Gate(), tuple(range(12)),
+            tuple(Kept(f"cell{i}", "train_step", "train", Kind.SAMPLED, "lower", "s", 0.01) for _ in values), tuple(values),
+        )
+        for i, values in enumerate(many)
+    )  # fmt: skip
+    return History(runs, series, {}, {"machine": "Some CPU"}, {}, (), {})
+
+
+def test_what_is_sure_of_one_reading_is_not_sure_of_the_worst_of_hundreds():
+    wave = 0.02 * np.sin(np.arange(12) * 2.0)  # no level changes in it
+    weak = wave + 0.055 * (np.arange(12) >= 6)
+    (alone,) = changes_in(history_of(weak))
+    assert (alone.verdict, 1e-4 < alone.p < 1e-2) == (Verdict.REGRESSED, True)
+    (among,) = changes_in(history_of(weak, *[wave] * 200))
+    assert among.verdict is Verdict.INCONCLUSIVE
+    assert among.fails is False
+    several = changes_in(history_of(*[weak] * 100, *[wave] * 101))
+    assert {change.verdict for change in several} == {Verdict.REGRESSED}
+
+
+# annotations
+
+
+def test_an_accepted_change_is_shown_with_its_reason_and_fails_nothing(days):
+    slower_from(days, 9)
+    days.annotate(
+        "accepted:\n- {cell: 'block == \"orepa\"', metric: train_step, run: day-09, because: learned scaling}\n"
+    )
+    result = trend(days.folder)
+    assert [change.accepted for change in result.changes] == ["learned scaling"]
+    assert result.exit_code == 0
+    assert "accepted: learned scaling" in render_trend(result)
+    assert "::error" not in render_trend(result, "github")
+
+
+@pytest.mark.parametrize("run", ["day-08", "day-10", '"2026-01-09T12:00:00Z"', '"2026-01-10"'])
+def test_the_run_of_a_timed_change_may_be_a_little_beside_it_or_a_time(days, run):
+    slower_from(days, 9)
+    days.annotate(f"accepted:\n- {{run: {run}, because: meant}}\n")
+    assert trend(days.folder).exit_code == 0
+
+
+def test_a_later_change_of_the_same_reading_is_not_accepted_with_it(days):
+    for day in range(24):
+        days.add({"orepa": 1.0 if day < 8 else 1.2 if day < 16 else 1.5})
+    days.annotate("accepted:\n- {metric: train_step, run: day-08, because: meant}\n")
+    result = trend(days.folder)
+    assert [change.accepted for change in result.changes] == ["", "meant"]
+    assert result.exit_code == 1
+
+
+def test_a_change_of_a_count_is_accepted_at_its_own_run_only(days):
+    for day in range(6):
+        days.add(params={"orepa": 3000 + 10 * (day >= 3)})
+    path = days.annotate("accepted:\n- {metric: params, run: day-03, because: meant}\n")
+    assert trend(days.folder).exit_code == 0
+    path.write_text("accepted:\n- {metric: params, run: day-02, because: meant}\n")
+    with pytest.raises(HarnessError, match="they changed in day-03"):
+        trend(days.folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem", "remedy"),
+    [
+        ("{run: day-09, because: x, metric: train_stepp}", "train_stepp", "train_step"),
+        ("{run: day-09, because: x, form: fussed}", "fussed", "train"),
+        ("{run: day-09, because: x, cell: 'block == \"orepaa\"'}", "none of 3 cells", "expression"),
+        ("{run: day-09, because: x, cell: 'blok == \"orepa\"'}", "blok", "block"),
+        ("{run: day-9, because: x}", "day-9", "day-09"),
+        ('{run: "2031-01-01", because: x}', "no run was started", "day-15"),
+        ("{run: day-02, because: x}", "changed within 2 runs", "day-09"),
+        ("{run: day-09, because: x, metric: params}", "changed within 2 runs", "remove it"),
+        ("{run: day-09}", "because is missing", "because"),
+        ("{run: day-09, because: ''}", "because", "reason"),
+        ("{run: day-09, becuase: x}", "becuase", "because"),
+        ("{run: 2026-01-10, because: x}", "timestamp", "quote"),
+        ("{run: day-09, because: x, cell: 7}", "cell", "expression"),
+    ],
+)
+def test_an_annotation_that_accepts_nothing_is_an_error_in_its_line_with_a_remedy(days, entry, problem, remedy):
+    slower_from(days, 9)
+    path = days.annotate(f"# accepted by the team\naccepted:\n- {entry}\n")
+    with pytest.raises(HarnessError) as caught:
+        trend(days.folder)
+    assert problem in caught.value.problem
+    assert remedy in caught.value.remedy
+    assert caught.value.where.startswith(f"{path}:3:")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- {run: day-00, because: x}\n", "acepted: []\n", "accepted: {run: x}\n", "accepted: [\n"]
+)
+def test_a_file_that_is_no_list_of_annotations_is_an_error(days, text):
+    days.add()
+    path = days.annotate(text)
+    with pytest.raises(HarnessError) as caught:
+        trend(days.folder)
+    assert str(path) in str(caught.value)
+    assert "axes" not in str(caught.value)
+
+
+def test_a_file_that_was_named_must_be_there(days):
+    days.add()
+    with pytest.raises(HarnessError, match=r"elsewhere\.yaml"):
+        trend(days.folder, days.folder / "elsewhere.yaml")
+
+
+# in print
+
+
+def test_the_text_says_where_how_much_how_surely_and_what_to_do(days):
+    slower_from(days, 9)
+    text = render_trend(trend(days.folder))
+    for part in ("REGRESSED", "orepa", "train_step (train)", "2026-01-09T00:00:00 source0", "2026-01-10T00:00:00", "▁",
+                 "repeat orepa: harness run", 'run: "day-09"', "6 of 6 readings judged; exit 1"):  # fmt: skip
+        assert part in text
+
+
+def test_json_has_the_series_and_no_nan(days):
+    slower_from(days, 3, runs=4)
+    value = json.loads(render_trend(trend(days.folder), "json"), parse_constant=pytest.fail)
+    (ratio,) = [one for one in value["series"] if one["metric"] == "train_step" and one["label"] == "repvgg"]
+    assert ratio["unit"] == "x"
+    assert len(ratio["values"]) == len(ratio["runs"]) == len(value["runs"]) == 4
+    assert ratio["values"] == pytest.approx([2.0] * 4, rel=0.05)
+
+
+def test_github_is_told_of_what_fails(days):
+    slower_from(days, 9)
+    lines = render_trend(trend(days.folder), "github").splitlines()
+    assert [line.partition(" ")[0] for line in lines[:1]] == ["::error"]
+    assert "REGRESSED%3A orepa" in lines[0]
+
+
+def test_another_format_is_refused(days):
+    days.add()
+    with pytest.raises(HarnessError, match="json"):
+        render_trend(trend(days.folder), "html")
