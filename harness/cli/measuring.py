@@ -127,10 +127,9 @@ def ab(
     )
     changes = "".join(f" --set {shlex.quote(item)}" for item in overrides)
     command = f"harness ab {shlex.quote(base)} {shlex.quote(head)} --suite {shlex.quote(str(suite))}{changes}"
-    names = tuple(str(revision) for revision in measured.revisions)
-    checked = compare_revisions(
-        *measured.runs, command=command, names=(names[0], names[1]), notes=measured.notes, strict=strict
-    )
+    names = [f"{revision.ref} ({revision.commit[:10]})" for revision in measured.revisions]
+    notes = [*(str(revision) for revision in measured.revisions), *measured.notes]
+    checked = compare_revisions(*measured.runs, command=command, names=(names[0], names[1]), notes=notes, strict=strict)
     print(render_check(checked, format_.value))
     write_summary(checked, os.environ if format_ is CheckFormat.GITHUB else {}, title="harness ab")
     if measured.interrupted:

@@ -138,13 +138,14 @@ class LocalExecutor:
                 if ready is reader:
                     try:
                         message = json.loads(reader.recv_bytes())
-                        began = time.monotonic()
-                        reply = emit(message)
-                        deadline += time.monotonic() - began  # a turn that is waited for is not the worker's time
-                        if reply is not None:
-                            reader.send_bytes(json.dumps(reply).encode())
                     except (EOFError, OSError):
                         return self._ended(peak, memory, output)
+                    began = time.monotonic()
+                    reply = emit(message)
+                    deadline += time.monotonic() - began  # a turn that is waited for is not the worker's time
+                    if reply is not None:
+                        with contextlib.suppress(OSError):  # it has ended: the next look at it says how
+                            reader.send_bytes(json.dumps(reply).encode())
                 elif not reader.poll():
                     return self._ended(peak, memory, output)
             if time.monotonic() - looked > POLL:  # not at every message: to ask costs milliseconds of the processor

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from harness.execution import apart
 from harness.planning import Group
 from harness.planning.looks import LEAST_ROUNDS, looks, shared_confidence
 from harness.records import Kind, Reading, Record, Status, Task, TaskKind
@@ -35,7 +36,7 @@ class Stopping:
             if task.kind is TaskKind.VISIT:
                 self._tasks[self.group_of(task).id].append(task)
         self._rounds: dict[str, dict[int, dict[Key, Reading]]] = defaultdict(lambda: defaultdict(dict))
-        self._spent: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+        self._spent: dict[str, dict[Key, float]] = defaultdict(dict)
         self._looked: set[str] = set()
         self._settled: set[str] = set()
 
@@ -53,8 +54,9 @@ class Stopping:
         if record.kind is not TaskKind.VISIT or record.cell not in self._group:
             return
         group = self._group[record.cell].id
-        spent, what = self._spent[group], (record.task, record.metric)
-        spent[what] = max(spent.get(what, 0.0), record.seconds)  # its variants were measured during the same seconds
+        # its variants were measured during the same seconds, or one after the other
+        spent, what = self._spent[group], (record.task, record.metric, record.cell if apart.reason_in(record) else "")
+        spent[what] = max(spent.get(what, 0.0), record.seconds)
         if record.status.measured:
             for reading in record.readings:
                 self._rounds[group][record.round][record.cell, reading.metric, reading.form] = reading

@@ -88,7 +88,14 @@ class Seat:
     @property
     def shortest_visit(self) -> float:
         """Seconds that a visit takes at least, the untimed step included."""
-        return max(VISIT, self.step_seconds) + (self.step_seconds if self._settles else 0.0)
+        return self.shortest_batch + (self.step_seconds if self._settles else 0.0)
+
+    @property
+    def shortest_batch(self) -> float:
+        """Whole steps that last `VISIT` or longer; of a cold one that time goes to the flush."""
+        return max(
+            VISIT, self.step_seconds if self.step.cold else math.ceil(VISIT / self.step_seconds) * self.step_seconds
+        )
 
     @property
     def _settles(self) -> bool:
@@ -168,9 +175,7 @@ def share_out(seats: Sequence[Seat]) -> int:
     affordable = min(math.floor(seat.share / seat.shortest_visit) for seat in seats)
     passes = min(max(affordable, FEWEST_PASSES), MOST_PASSES)
     for seat in seats:
-        length = max(
-            VISIT, min(seat.share / passes - (seat.shortest_visit - max(VISIT, seat.step_seconds)), seat.share)
-        )
+        length = max(seat.shortest_batch, seat.share / passes - (seat.shortest_visit - seat.shortest_batch))
         # a cold step is a visit of its own: every one costs a flush, which is not in its time
         seat.repeats = 1 if seat.step.cold else max(1, round(length / seat.step_seconds))
     return passes

@@ -13,6 +13,7 @@ from harness.registry import unknown
 from harness.report import text as write
 from harness.report.breakdown import breakdowns, facts_of
 from harness.report.environment import flat, hardware
+from harness.report.measuring import confidence_text, measuring
 from harness.report.published import Beside, beside
 from harness.report.sentences import sentences
 from harness.report.tables import GroupView, Table, tables, views
@@ -26,8 +27,8 @@ FORMATS = {"text": "txt", "md": "md", "tex": "tex", "csv": "csv", "html": "html"
 """Format to file ending."""
 
 NOTE = (
-    "Times are geometric means over rounds, one fresh process each; ± and [ ] are 99 % intervals (Student's t). "
-    "A ratio pairs the two times of each round. Counts are exact."
+    "Times are geometric means over rounds, one fresh process each; ± and [ ] are intervals of {confidence} "
+    "(Student's t). A round's ratio is the median of ratios that were taken milliseconds apart. Counts are exact."
 )
 
 
@@ -102,12 +103,20 @@ def _render(run: Run, groups: list[GroupView], format: str) -> str:
 def page(run: Run, groups: list[GroupView]) -> Page:
     """What a report says, whatever it is written in."""
     facts = facts_of(run)
-    sections = [Section(view.title, [*tables(view), *breakdowns(view, facts)], sentences(view)) for view in groups]
+    how = measuring(run.records(), {str(cell): str(group) for cell, group in run.cells["group"].items()})
+    sections = [
+        Section(
+            view.title,
+            [*tables(view), *breakdowns(view, facts)],
+            [*sentences(view), *(how[view.id].sentences() if view.id in how else ())],
+        )
+        for view in groups
+    ]
     published, problems = beside(run, groups)
     return Page(
         run.name,
         hardware(run.environment),
-        NOTE,
+        NOTE.format(confidence=confidence_text(run.confidence)),
         published,
         sections,
         [*_failures(run), *problems],

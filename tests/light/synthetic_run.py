@@ -45,7 +45,7 @@ def cells_frame(cells: Iterable[Cell], compared: str = "block", reference: Any =
     return pd.DataFrame(rows, index=[one.id for one in cells])
 
 
-MACHINE = Fingerprint("abc", {"torch": "2.14.1"}, {"cpu": "Some CPU", "threads": 2})
+MACHINE = Fingerprint("abc", {"torch": "2.14.1"}, {"cpu": {"model": "Some CPU"}, "threads": 2})
 
 
 @dataclass
@@ -92,7 +92,7 @@ class FakeRun:
         return pd.DataFrame(self.rows, columns=columns)
 
     def frame(self) -> pd.DataFrame:
-        return summarise(self.cells, self.rounds())
+        return summarise(self.cells, self.rounds(), self.confidence)
 
     def samples(self) -> pd.DataFrame:
         return self.rounds()

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
@@ -21,6 +22,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MARK = "HARNESS_TEST_MARK"
+
+SHELL = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from harness.cli import main
+answers = sys.stdout
+for line in sys.stdin:
+    sys.argv = ["harness", *json.loads(line)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
+"""A process that performs one command line after another. A command's own process costs the import of pandas or, where it
+measures, of torch in the server that workers are forked from: 2 and 5 seconds that say nothing about most commands."""
 
 
 @dataclass
@@ -56,6 +75,16 @@ class User:
         out, err = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
+    @contextmanager
+    def shell(self) -> Iterator[Shell]:
+        """One process for several commands: for whatever is not about the beginning or the end of a process.
+
+        What it has imported stays: a changed `source` needs a shell of its own.
+        """
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen([sys.executable, "-c", SHELL], cwd=self.home, env=self.environment(), **pipes) as process:
+            yield Shell(process)
+
     def records(self, run: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
 
@@ -77,12 +106,42 @@ class User:
         return left
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[User]:
-    someone = User(tmp_path)
+@dataclass
+class Shell:
+    """`User.run` without a process of its own; a traceback that no command caught ends it and shows in pytest's output."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([*map(str, words)]), file=self.process.stdin, flush=True)
+        return subprocess.CompletedProcess(words, *json.loads(self.process.stdout.readline()))
+
+
+def at_home(home: Path) -> Iterator[User]:
+    someone = User(home)
     yield someone
     for process in someone.processes():
         process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    yield from at_home(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """One user, and one home, for all tests of a module."""
+    yield from at_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def shell(resident: User) -> Iterator[Shell]:
+    """One process for all tests of a module that need none of their own."""
+    with resident.shell() as one:
+        yield one
 
 
 @pytest.fixture

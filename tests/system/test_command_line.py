@@ -14,23 +14,22 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "timm", "torchvision")
 
 
-def modules_after(words: list[str], cwd: Path) -> set[str]:
-    """The top-level modules that a command has imported when it ends."""
+def modules_after(*commands: list[str], cwd: Path) -> set[str]:
+    """The top-level modules that commands, one after the other in one process, have imported when they end."""
     script = (
         "import sys, json\nfrom harness.cli import main\n"
-        f"sys.argv = ['harness', *{words!r}]\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"for words in {commands!r}:\n"
+        "    sys.argv = ['harness', *words]\n"
+        "    try:\n        main()\n    except SystemExit:\n        pass\n"
         "print('\\n' + json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["list", "backbones"], ["schema"]]
-)
-def test_light_commands_import_nothing_heavy(words):
-    assert modules_after(words, ROOT).isdisjoint(HEAVY)
+def test_light_commands_import_nothing_heavy():
+    light = ["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["list", "backbones"], ["schema"]
+    assert modules_after(*light, cwd=ROOT).isdisjoint(HEAVY)
 
 
 def test_importing_harness_imports_nothing_at_all():
@@ -82,53 +81,58 @@ def test_light_commands_start_fast():
         (["frobnicate"], "No such command"),
     ],
 )
-def test_nonsense_is_answered_with_exit_code_2_and_nothing_is_written(user, words, says):
-    user.suite("axis: 3", "broken.yaml")
-    user.suite("axes: {block: conv, backbone: layer}\nmetrics: params", "good.yaml")
-    before = sorted(user.home.rglob("*"))
-    done = user.run(*words)
+def test_nonsense_is_answered_with_exit_code_2_and_nothing_is_written(resident, shell, words, says):
+    resident.suite("axis: 3", "broken.yaml")
+    resident.suite("axes: {block: conv, backbone: layer}\nmetrics: params", "good.yaml")
+    before = sorted(resident.home.rglob("*"))
+    done = shell.run(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(user.home.rglob("*")) == before
+    assert sorted(resident.home.rglob("*")) == before
+
+
+def test_a_process_ends_with_the_commands_exit_code(user):
+    """What the tests above and elsewhere see in one process for many commands is what a shell sees."""
+    done = user.run("run", "nowhere.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no file" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_suite_for_a_device_that_is_absent_exits_5_and_names_another(user):
+def test_a_suite_for_a_device_that_is_absent_exits_5_and_names_another(resident, shell):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    done = user.run("run", ROOT / "suites" / "gpu.yaml", "--out", "run")
+    done = shell.run("run", ROOT / "suites" / "gpu.yaml", "--out", "absent")
     assert done.returncode == 5, done.stderr
     assert "suites/cpu.yaml" in done.stdout
-    assert {r["status"] for r in user.records(user.home / "run")} == {"skipped"}
+    of_cells = [r for r in resident.records(resident.home / "absent") if r["kind"] in ("cell", "visit", "training")]
+    assert {r["status"] for r in of_cells} == {"skipped"}
     assert "0 cells measured" in done.stdout
 
 
-def user_cell(user):
-    return user.records(user.home / "run")[0]["cell"]
-
-
 @pytest.mark.slow
-def test_the_whole_way_from_suite_to_check(user):
-    suite = user.suite(
+def test_the_whole_way_from_suite_to_check(resident, shell):
+    suite = resident.suite(
         """
         axes: {block: [conv, repvgg, {orepa: {reparam: offline}}], backbone: layer, image_size: 14, batch_size: 2}
         metrics: [params, macs, saved_memory, train_memory, fusion_error, train_step, latency]
         budget: {rounds: 4, seconds: 0.05}
         """
     )
-    done = user.run("run", suite, "--out", "run")
+    done = shell.run("run", suite, "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "orepa(reparam=offline)" in done.stdout
     for format_, sign in (("md", "|"), ("tex", r"\toprule"), ("csv", "metric"), ("html", "<table"), ("text", "conv")):
-        reported = user.run("report", "run", "--format", format_)
+        reported = shell.run("report", "run", "--format", format_)
         assert reported.returncode == 0, reported.stderr
         assert sign in reported.stdout
-    assert user.run("baseline", "run", "--out", "base.json").returncode == 0
-    for words in (["report", "run"], ["check", "run", "--baseline", "base.json"], ["show", "run", user_cell(user)]):
-        assert modules_after(words, user.home).isdisjoint({"torch", "timm", "torchvision", "matplotlib"})
-    checked = user.run("check", "run", "--baseline", "base.json")
+    assert shell.run("baseline", "run", "--out", "base.json").returncode == 0
+    cell = resident.records(resident.home / "run")[0]["cell"]
+    reading = ["report", "run"], ["check", "run", "--baseline", "base.json"], ["show", "run", cell]
+    assert modules_after(*reading, cwd=resident.home).isdisjoint({"torch", "timm", "torchvision", "matplotlib"})
+    checked = shell.run("check", "run", "--baseline", "base.json")
     assert checked.returncode == 0, checked.stdout
-    assert user.run("check", "run", "--baseline", "missing.json").returncode in (2, 5)
+    assert shell.run("check", "run", "--baseline", "missing.json").returncode in (2, 5)

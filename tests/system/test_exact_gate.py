@@ -48,7 +48,12 @@ def test_the_baseline_is_of_this_suite_and_complete(planned):
 @pytest.mark.slow
 def test_its_counts_are_equal_in_five_fresh_processes(planned):
     counted = {n for task in planned.tasks for m in task.metrics if Kind.COUNT in quantities_of(n := m.name)}
-    cells = tuple(cell for cell in planned.cells if cell.batch_size < 64)
+    # every variant of the layers and one cell of each other part: a count that differed from process to process would do so
+    # by addresses, hashes or the collector, which know nothing of sizes. The gate itself holds all cells to the baseline.
+    chosen = {c.block.label if c.part == "layers" else c.part: c for c in planned.cells if c.batch_size < 64}
+    assert {"dbb", "orepa", "orepa_vgg", "stems", "networks", "native"} <= set(chosen)
+    # one thread: these are tiny, and two that wait for each other beside a busy neighbour have taken ten times as long
+    cells = tuple(replace(cell, threads=1) for cell in chosen.values())
     metrics_ = tuple(Variant(name) for name in sorted(counted))
     task = Task(TaskKind.CELL, cells, metrics_, 0, planned.suite.budget.for_workers())
 

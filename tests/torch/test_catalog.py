@@ -34,7 +34,8 @@ def test_the_index_is_current():
         "repvgg_a0",
     ],
 )
-def test_a_backbone_is_described_as_it_is(name):
+def test_a_backbone_is_described_as_it_is(name, described, monkeypatch):
+    monkeypatch.setattr(indexing, "describe", described)
     assert catalog.backbones()[name] == indexing.backbone_entry(name), f"{REMEDY} --backbones"
 
 

@@ -40,7 +40,8 @@ RESNET = replace(LAYER, backbone=Variant("resnet18"), kernel_size=None, image_si
 CELLS = {
     block: replace(LAYER, block=Variant(block)) for block in ("conv", "repvgg", "acb", "dbb", "orepa", "orepa_vgg")
 }
-CELLS |= {f"resnet18 {block}": replace(RESNET, block=Variant(block)) for block in ("conv", "repvgg")}
+CELLS["resnet18 repvgg"] = RESNET  # the deepest: last bits grow on their way through a network
+CELLS["resnet10t conv"] = replace(RESNET, backbone=Variant("resnet10t"), block=Variant("conv"))
 CELLS["test_resnet orepa"] = replace(RESNET, backbone=Variant("test_resnet"), block=Variant("orepa"))
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
@@ -54,6 +55,16 @@ def reading(cell: Cell, seed: int = 0):
 
 def values(cell: Cell, seed: int = 0) -> tuple[float, ...]:
     return reading(cell, seed).values
+
+
+KNOWN: dict[str, tuple[float, ...]] = {}
+
+
+def unaltered(cell: Cell) -> tuple[float, ...]:
+    """The values of a cell that nothing has been done to, computed by the first test that asks."""
+    if cell.id not in KNOWN:
+        KNOWN[cell.id] = values(cell)
+    return KNOWN[cell.id]
 
 
 def verdict(before: tuple[float, ...], now: tuple[float, ...]) -> Verdict:
@@ -87,7 +98,7 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 @every_cell
 def test_the_same_each_time_whatever_the_heap_looks_like(cell):
     found, clutter = [], []
-    for run in range(5):
+    for run in range(3):
         clutter.append([torch.empty(61 * run + i) for i in range(1, 60)])
         torch.manual_seed(run)
         torch.randn(run + 1)
@@ -99,7 +110,7 @@ def test_the_same_each_time_whatever_the_heap_looks_like(cell):
 @every_cell
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_last_bits_of_the_weights_do_not_matter(cell, seed, altered):
-    before = values(cell)
+    before = unaltered(cell)
     generator = torch.Generator().manual_seed(seed)
 
     def shake(model):
@@ -129,7 +140,7 @@ def test_torchs_kernels_for_the_plainest_cpu_give_the_same():
     command = [sys.executable, "-c", OTHER_KERNELS]
     done = subprocess.run(command, env=environment, input=cells, capture_output=True, text=True, check=True)
     for cell, there in zip(CELLS.values(), json.loads(done.stdout), strict=True):
-        assert judge_close(values(cell), there, CLOSE_TOLERANCE / 10)[0] is Verdict.SAME
+        assert judge_close(unaltered(cell), there, CLOSE_TOLERANCE / 10)[0] is Verdict.SAME
 
 
 def test_the_cells_device_dtype_and_memory_format_do_not_matter():
@@ -142,13 +153,13 @@ def test_the_cells_device_dtype_and_memory_format_do_not_matter():
 
 def test_seeds_blocks_and_inputs_differ():
     cells = [*CELLS.values(), replace(LAYER, image_size=15), replace(LAYER, kernel_size=5)]
-    found = [values(LAYER, seed=1), values(LAYER, seed=2), *(values(cell) for cell in cells)]
+    found = [values(LAYER, seed=1), values(LAYER, seed=2), *map(unaltered, cells)]
     assert all(verdict(a, b) is Verdict.REGRESSED for i, a in enumerate(found) for b in found[:i])
 
 
 @every_cell
 def test_another_eps_is_seen_and_fusion_error_is_blind_to_it(cell, altered):
-    before = values(cell)
+    before = unaltered(cell)
     altered(lambda model: [setattr(norm, "eps", 1e-3) for norm in norms(model)])
     assert verdict(before, values(cell)) is Verdict.REGRESSED
     errors = METRICS["fusion_error"].readings(Subject(cell), {})

@@ -200,13 +200,13 @@ def test_a_backbones_layers_are_looked_at_one_by_one():
     assert native["fusion_error", "fused"] < 5e-6
 
 
-QUICK = {"epochs": 1, "batch_size": 50, "image_size": 16, "train_images": 1000}
+QUICK = {"epochs": 1, "batch_size": 25, "image_size": 16, "train_images": 600}
 
 
 @pytest.mark.slow
 def test_accuracy_learns_digits_and_folding_changes_little():
     cell = replace(
-        RESNET18, backbone=Variant("resnet10t"), block=Variant("orepa"), optimizer=Variant("sgd", {"lr": 0.05})
+        RESNET18, backbone=Variant("test_resnet"), block=Variant("orepa"), optimizer=Variant("sgd", {"lr": 0.05})
     )
     got = read("accuracy", cell, **QUICK)
     again = read("accuracy", cell, **QUICK)

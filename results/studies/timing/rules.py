@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from harness.planning.looks import CONFIDENCE, shared_confidence
+from harness.verdict.rules import FALSE_DISCOVERIES
 from harness.verdict.statistics import false_discoveries, spread, student_interval, student_p
 
 Samples = NDArray[np.float64]
@@ -148,8 +149,9 @@ def harness_matrix(
     """harness's rule for all readings of one experiment, each given as its rounds' log ratios B / A.
 
     Student's t interval over rounds at the confidence of one look of four (99.75 %). Worse or better: the interval
-    excludes 1, the effect is beyond the threshold, and p against the threshold, adjusted over the experiment's
-    readings (Benjamini and Hochberg), is within the look's error. Same: the interval lies within the thresholds.
+    excludes 1, the effect is beyond the threshold, and p against the threshold, multiplied by the looks and adjusted
+    over the experiment's readings (Benjamini and Hochberg), is at most 5 %. Same: the interval lies within the
+    thresholds. Written anew here, so that the verdicts of the samples' file are checked by another program.
     """
     if not len(logs):
         return []
@@ -157,8 +159,9 @@ def harness_matrix(
     mean, sd, n = np.array([spread(np.asarray(values)) for values in logs]).T
     low, high = student_interval(mean, sd, n, level)
     limit = math.log1p(threshold)
-    p = false_discoveries(student_p(mean, sd, n, limit))
-    return [_judged(*row, limit, 1 - level) for row in zip(mean, low, high, p, strict=True)]
+    shared = (1 - CONFIDENCE) / (1 - level)
+    p = false_discoveries(np.minimum(1.0, shared * student_p(mean, sd, n, limit)))
+    return [_judged(*row, limit, FALSE_DISCOVERIES) for row in zip(mean, low, high, p, strict=True)]
 
 
 def _judged(mean: float, low: float, high: float, p: float, limit: float, level: float) -> Judged:

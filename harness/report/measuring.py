@@ -1,0 +1,69 @@
+"""How a group was measured: what ended its rounds, how many samples are suspicious, whether processes were shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.planning.looks import CONFIDENCE
+from harness.records import Record, TaskKind
+
+ENDED = {
+    "precision": "every ratio's interval was narrower than {precision}",
+    "seconds": "the group's time was spent",
+    "rounds": "all rounds were done",
+}
+"""The rule that ended a group, in words."""
+
+
+@dataclass
+class Measuring:
+    """What the records of a group say about its measuring."""
+
+    look: Record | None = None
+    samples: int = 0
+    suspicious: int = 0
+    apart: str = ""
+
+    def sentences(self) -> Iterator[str]:
+        if self.look is not None:
+            facts = self.look.facts
+            wanted = facts.get("precision")
+            why = ENDED.get(facts["rule"], "it was stopped").format(precision=f"{100 * (wanted or 0):g} %")
+            widest = facts.get("widest")
+            width = f", the widest is {100 * widest:.2g} %" if widest is not None else ""
+            yield f"Measured for {facts['rounds']} rounds, {facts['seconds']:.0f} s: {why}{width}."
+        if self.apart:
+            yield (
+                "Its variants did not fit into memory together and alternated in processes: "
+                f"ratios are of seconds, not milliseconds, apart ({self.apart})."
+            )
+        if self.suspicious:
+            share = 100 * self.suspicious / self.samples
+            yield (
+                f"{self.suspicious} of {self.samples} samples are flagged as suspicious ({share:.2g} %) and were kept: "
+                "'harness show' says which and why."
+            )
+
+
+def measuring(records: Sequence[Record], groups: dict[str, str]) -> dict[str, Measuring]:
+    """Group id -> how it was measured; `groups` is the group of every cell."""
+    found: dict[str, Measuring] = {}
+    for record in records:
+        if record.kind is TaskKind.LOOK:
+            found.setdefault(record.cell, Measuring()).look = record
+        elif record.kind is TaskKind.VISIT and record.cell in groups:
+            one = found.setdefault(groups[record.cell], Measuring())
+            one.apart = str(record.facts.get("because", "")) or one.apart
+            for reading in record.readings:
+                one.samples += len(reading.values)
+                one.suspicious += len(reading.facts.get("suspicious", ()))
+    return found
+
+
+def confidence_text(confidence: float) -> str:
+    """``99 %``, and what that means for one look where the error is shared."""
+    if confidence <= CONFIDENCE:
+        return f"{100 * CONFIDENCE:g} %"
+    looks = round((1 - CONFIDENCE) / (1 - confidence))
+    return f"{100 * CONFIDENCE:g} % over {looks} looks ({100 * confidence:.4g} % each)"

@@ -1,0 +1,170 @@
+"""What is known of every sample, and which samples look suspicious. Nothing is ever dropped."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from harness import devices
+from harness.devices import Clock
+from harness.devices.fake import FakeDevice
+from harness.metrics import samples as module
+from harness.metrics import slowing
+from harness.metrics.base import Step
+from harness.metrics.samples import SLOW, Samples
+from harness.metrics.slowing import slowed
+from harness.metrics.turns import Seat
+
+QUIET = [0.100, 0.101, 0.099, 0.102, 0.098, 0.100, 0.101, 0.099]
+
+
+def busy(seconds):
+    """Work of this thread for so many seconds of the processor, however long that takes."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def of(seconds, switches=None, telemetry=None):
+    n = len(seconds)
+    return Samples(list(seconds), list(range(n)), list(seconds), switches or [0] * n, [0.0] * n, telemetry or [{}] * n)
+
+
+def taken(work, repeats=1):
+    """One real sample of `work`, with the seconds that the clock of this machine's cpu says."""
+    device = devices.get("cpu")
+    samples = Samples()
+    with samples.taking(device, 7, repeats) as sample:
+        sample.seconds = Clock(device).time(work, repeats)
+    return samples
+
+
+def test_the_processor_time_of_a_busy_thread_is_what_it_used():
+    samples = taken(lambda: busy(0.03), repeats=3)
+    assert 0.03 <= samples.cpu[0] < 0.045
+    assert samples.seconds[0] > 0.9 * samples.cpu[0], "one thread cannot use more than there was"
+
+
+def test_the_processor_time_of_a_sleeping_thread_is_nearly_nothing():
+    samples = taken(lambda: time.sleep(0.1))
+    assert samples.seconds[0] >= 0.1
+    assert samples.cpu[0] < 0.02
+
+
+def test_facts_are_per_step_and_of_this_batch_alone(monkeypatch):
+    readings = iter(
+        [
+            SimpleNamespace(ru_utime=10.0, ru_stime=5.0, ru_nivcsw=100, ru_nvcsw=7),
+            SimpleNamespace(ru_utime=10.4, ru_stime=5.2, ru_nivcsw=103, ru_nvcsw=99),
+        ]
+    )
+    monkeypatch.setattr(module.resource, "getrusage", lambda who: next(readings))
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (1.234, 9.0, 9.0))
+    samples = Samples()
+    with samples.taking(FakeDevice(sensors={"power": 70.0}), 5, 4) as sample:
+        sample.seconds = 1.0
+    facts = samples.facts(FakeDevice())
+    assert samples.seconds == [0.25]
+    assert facts == {
+        "order": [5],
+        "cpu": [pytest.approx(0.15)],
+        "switches": [3],
+        "load": [1.23],
+        "telemetry": {"power": [70.0]},
+    }
+
+
+def test_all_lists_are_as_long_as_the_samples_and_are_plain_json():
+    samples = Samples()
+    for rank in (0, 3, 4):
+        with samples.taking(FakeDevice(sensors={"sm_clock": 1e9}), rank, 1) as sample:
+            sample.seconds = 0.1
+    facts = samples.facts(FakeDevice())
+    assert facts["order"] == [0, 3, 4]
+    assert {len(facts[name]) for name in ("order", "cpu", "switches", "load")} == {3}
+    assert facts["telemetry"] == {"sm_clock": [1e9] * 3}
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_batch_that_raises_leaves_no_half_a_sample():
+    samples = Samples()
+    with pytest.raises(RuntimeError), samples.taking(FakeDevice(), 0, 1):
+        raise RuntimeError("broke")
+    assert samples == Samples()
+
+
+def test_quiet_samples_are_not_suspicious_even_where_the_processor_was_taken_away():
+    assert of(QUIET).suspicious(FakeDevice()) == {}
+    assert of(QUIET, switches=[3] * 8).suspicious(FakeDevice()) == {}
+    assert "suspicious" not in of(QUIET).facts(FakeDevice())
+    assert Samples().suspicious(FakeDevice()) == {}
+
+
+@pytest.mark.parametrize(("switches", "why"), [(2, "the processor was taken away 2 times"), (0, "1.50 times")])
+def test_a_sample_far_above_its_rounds_median_is_flagged_with_what_is_known(switches, why):
+    found = of([*QUIET, 0.15], switches=[0] * 8 + [switches]).suspicious(FakeDevice())
+    assert list(found) == ["8"]
+    assert why in found["8"]
+    assert ("taken away" in found["8"]) == bool(switches)
+
+
+def test_where_samples_scatter_anyway_a_slow_one_is_flagged_only_if_the_processor_was_taken_away():
+    scattered = [0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.14]
+    assert of(scattered).suspicious(FakeDevice()) == {}
+    assert list(of(scattered, switches=[0] * 6 + [1]).suspicious(FakeDevice())) == ["6"]
+
+
+def test_up_to_a_quarter_above_the_median_is_not_called_slow():
+    just = 0.1 * SLOW
+    assert of([*[0.1] * 8, just], switches=[0] * 8 + [5]).suspicious(FakeDevice()) == {}
+    assert list(of([*[0.1] * 8, just + 1e-6], switches=[0] * 8 + [5]).suspicious(FakeDevice())) == ["8"]
+
+
+def test_a_sample_that_is_too_fast_is_not_flagged():
+    assert of([*QUIET, 0.01], switches=[0] * 8 + [9]).suspicious(FakeDevice()) == {}
+
+
+def test_the_devices_own_reason_flags_a_sample_whatever_it_took():
+    hot = [{"throttle": []}] * 7 + [{"throttle": ["hardware thermal slowdown", "software power cap"]}]
+    found = of(QUIET, telemetry=hot).suspicious(FakeDevice())
+    assert found == {"7": "the card slowed down: hardware thermal slowdown"}
+
+
+def test_telemetry_that_a_card_gives_only_at_times_has_holes_and_no_shifts():
+    told = [{"power": 70.0}, {}, {"power": 71.0, "temperature": 60}]
+    facts = of([0.1] * 3, telemetry=told).facts(FakeDevice())
+    assert facts["telemetry"] == {"power": [70.0, None, 71.0], "temperature": [None, None, 60]}
+
+
+def test_suspicious_samples_stay_in_the_reading_and_are_named_in_its_facts():
+    device = FakeDevice(sensors={"throttle": ["hardware slowdown"]})
+    seat = Seat(Step("latency", "train", "s", lambda: None), Clock(device), nullcontext, 1.0)
+    for rank in range(4):
+        seat.visit(rank)
+    seat.samples.seconds[2] = 100.0
+    reading = seat.reading()
+    assert reading.values == tuple(seat.samples.seconds)
+    assert reading.values[2] == 100.0
+    assert set(reading.facts["suspicious"]) == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_step_that_is_slowed_on_purpose_takes_so_much_longer(share, monkeypatch):
+    now = [0.0]
+
+    def ticking():
+        now[0] += 1e-4
+        return now[0]
+
+    def step():
+        now[0] += 1.0
+        return "its result"
+
+    monkeypatch.setattr(slowing, "perf_counter", ticking)
+    began = now[0]
+    assert slowed(step, share)() == "its result"
+    assert now[0] - began == pytest.approx(1 + share, rel=1e-3)
