@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from harness.execution.local import Death, Emit
@@ -137,6 +137,9 @@ class Duel:
         with ThreadPoolExecutor(len(SIDES)) as pool:
             coming = [pool.submit(guarded, side) for side in SIDES]
             try:
+                # whichever side fails first ends both, also while the other is at work
+                for future in wait(coming, return_when=FIRST_EXCEPTION).done:
+                    future.result()
                 return [future.result() for future in coming]
             except BaseException:
                 for side, executor in zip(SIDES, self._executors, strict=True):

@@ -101,11 +101,13 @@ class Session:
             self._learn(record)
 
     def _do(self, task: Task, owed: set[Pair]) -> None:
-        owed = owed - self._settle_without_running(task, owed)
+        settled = self._settle_without_running(task, owed)
+        owed = owed - settled
         if task.kind is TaskKind.VISIT:
             why = self.crowded.get(task.cells[0].id) or self._at_one_table(task, owed)
             if why:
-                self._apart(task, task.expects() - self._settle_without_running(task, task.expects()), why)
+                rest = task.expects() - settled
+                self._apart(task, rest - self._settle_without_running(task, rest), why)
         else:
             self._in_turn(task, owed)
 

@@ -36,7 +36,7 @@ class Stopping:
             if task.kind is TaskKind.VISIT:
                 self._tasks[self.group_of(task).id].append(task)
         self._rounds: dict[str, dict[int, dict[Key, Reading]]] = defaultdict(lambda: defaultdict(dict))
-        self._spent: dict[str, dict[Key, float]] = defaultdict(dict)
+        self._spent: dict[str, dict[tuple[str, str, str], float]] = defaultdict(dict)
         self._looked: set[str] = set()
         self._settled: set[str] = set()
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def calibration_json(found: Sequence[Calibration], confidence: float) -> str:
             "found": {f"{share:g}": plain(got) for share, got in c.found.items()},
             "smallest": c.smallest,
             "suited_threshold": c.suited,
-            "seconds_per_cell": c.seconds_per_cell,
-            "rounds": c.rounds,
+            "seconds_per_cell": c.seconds_per_cell if math.isfinite(c.seconds_per_cell) else None,
+            "rounds": c.rounds if math.isfinite(c.rounds) else None,
         }
         for c in found
     }

@@ -66,7 +66,7 @@ def between_runs(base: pd.DataFrame, head: pd.DataFrame) -> dict[tuple[str, str,
         measured = last_visits(rounds)
         sides.append(measured[measured["kind"] == Kind.SAMPLED])
     names = {"value": "reference_value", "visits": "reference_visits"}
-    before = sides[0][[*KEY, "round", *names]].rename(columns=names)
+    before = sides[0][[*KEY, "round", *(name for name in names if name in sides[0])]].rename(columns=names)
     pairs = sides[1].merge(before, on=[*KEY, "round"])
     pairs = pairs.assign(log_ratio=_by_pass(pairs))
     found: dict[tuple[str, str, str], list[float]] = {}

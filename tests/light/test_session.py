@@ -10,6 +10,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.execution.local import Death
 from harness.execution.session import Session, check_foreign
+from harness.execution.stopping import Stopping
 from harness.planning import plan
 from harness.records import Fingerprint, Reading, Record, Status, TaskKind
 from harness.store.directory import choose, describe
@@ -20,11 +21,15 @@ DIED = Death(Status.KILLED, "the worker was ended by SIGKILL", "last words")
 
 
 class Script:
-    """Performs tasks as told: `deaths` maps (block, metric) to how many times the process dies there."""
+    """Performs tasks as told: `deaths` maps (block, metric) to how many times the process dies there.
 
-    def __init__(self, deaths=None, refuses=()):
+    `takes(cell, round)`: what a variant's every sample is then; a second unless told otherwise.
+    """
+
+    def __init__(self, deaths=None, refuses=(), takes=lambda cell, round_: 1.0):
         self.deaths = dict(deaths or {})
         self.refuses = set(refuses)
+        self.takes = takes
         self.performed = []
 
     def probe(self, names):
@@ -41,7 +46,7 @@ class Script:
             for cell in task.cells:
                 refused = (cell.block.name, metric.name) in self.refuses
                 status = Status.UNSUPPORTED if refused else Status.OK
-                readings = () if refused else (Reading(metric.name, "train", "s", (1.0,)),)
+                readings = () if refused else (Reading(metric.name, "train", "s", (self.takes(cell, task.round),)),)
                 emit(
                     {
                         "record": Record(
@@ -67,13 +72,19 @@ def work(suite, tmp_path, script, absent=None, retry=False):
     meta = describe(planned, prints, {}, suite_text="", suite_path="x.yaml", overrides=())
     run, _ = choose(meta, out=tmp_path / "run", new=False, retry=retry)
     journal = Journal(run.path / "journal.jsonl")
-    session = Session(script, journal, prints.id, Silent(), absent or {})
+    session = Session(script, journal, prints.id, Silent(), Stopping(planned.groups, planned.tasks), absent or {})
     before = run.records()
     session.remember([] if retry else before)
-    session.work(planned.tasks, run.open_work(before, retry))
+    open_work = run.open_work(before, retry)
+    session.work([task for task in planned.tasks if task.key in open_work], open_work)
     journal.close()
     names = {cell.id: cell.block.name for cell in planned.cells}
-    return run, {(names[r.cell], r.metric, r.round): r.status for r in run.records()}
+    return run, {(names[r.cell], r.metric, r.round): r.status for r in run.records() if r.kind is not TaskKind.LOOK}
+
+
+def looks_in(run):
+    """Rounds and rule of every look in a run's journal."""
+    return [(r.facts["rounds"], r.facts["rule"]) for r in run.records() if r.kind is TaskKind.LOOK]
 
 
 @pytest.fixture
@@ -149,7 +160,7 @@ def test_cells_of_an_absent_device_are_skipped_with_the_reason(suite, tmp_path):
     assert set(got.values()) == {Status.SKIPPED}
     assert script.performed == []
     assert run.tally() == {"skipped": 3}
-    assert all("no such thing" in record.reason for record in run.records())
+    assert all("no such thing" in record.reason for record in run.records() if record.kind is not TaskKind.LOOK)
 
 
 def test_a_process_that_ends_without_answers_is_an_error(suite, tmp_path):
@@ -171,6 +182,42 @@ def test_a_death_before_anything_was_in_hand_ends_the_task(suite, tmp_path):
     _, got = work(suite, tmp_path, script)
     assert got["conv", "macs", 0] is Status.KILLED
     assert got["conv", "latency", 3] is Status.SKIPPED
+
+
+def scattered(cell, round_):
+    """Blocks that differ by another factor of up to five in every round."""
+    return 1.0 if cell.block.name == "conv" else 1.0 + (7 * round_ + cell.kernel_size) % 5
+
+
+TEN_ROUNDS = (
+    "axes: {block: [conv, acb], backbone: layer, kernel_size: [3, 5]}\nmetrics: [latency]\nbudget: {rounds: 10}"
+)
+
+
+def test_a_group_that_is_known_well_enough_is_measured_no_further_and_the_others_are(suite_of, tmp_path):
+    script = Script(takes=lambda cell, round_: scattered(cell, round_) if cell.kernel_size == 5 else 1.0)
+    run, _ = work(suite_of(TEN_ROUNDS), tmp_path, script)
+    assert len(script.performed) == 4 + 10
+    assert sorted(looks_in(run)) == [(4, "go on"), (4, "precision"), (6, "go on"), (8, "go on"), (10, "rounds")]
+    assert run.finished
+    assert run.tally() == {"measured": 4}
+    again, before = Script(), run.records()
+    run, _ = work(suite_of(TEN_ROUNDS), tmp_path, again)
+    assert (again.performed, run.records()) == ([], before)
+
+
+def test_a_run_that_was_stopped_and_went_on_looks_at_what_one_that_was_not_looks_at(suite_of, tmp_path):
+    whole, _ = work(suite_of(TEN_ROUNDS), tmp_path / "whole", Script(takes=scattered))
+    run, _ = work(suite_of(TEN_ROUNDS), tmp_path / "stopped", Script(takes=scattered))
+    journal = run.path / "journal.jsonl"
+    kept = [line for line in journal.read_text().splitlines() if json.loads(line)["round"] < 5]
+    journal.write_text("\n".join(kept) + "\n")
+    script = Script(takes=scattered)
+    resumed, _ = work(suite_of(TEN_ROUNDS), tmp_path / "stopped", script)
+    assert len(script.performed) == 2 * 5
+    of = [[(r.task, r.facts["widths"]) for r in one.records() if r.kind is TaskKind.LOOK] for one in (whole, resumed)]
+    assert of[0] == of[1]
+    assert len(of[0]) == 2 * 4
 
 
 @pytest.mark.parametrize("damage", ['{"half": ', "[1, 2]", '{"version": 99}', "\x00\x00"])

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
+from test_session import Script, looks_in
 
+from harness import execution
 from harness.execution.apart import facts as apart
 from harness.execution.stopping import GO_ON, Stopping
 from harness.planning import plan
@@ -92,6 +95,7 @@ def test_a_group_that_scatters_is_looked_at_four_times_and_goes_on_to_its_last_r
     made = planned()
     found, _ = play(made, made.groups[0], noisy(0.5))
     assert rules(found) == [(4, GO_ON), (6, GO_ON), (8, GO_ON), (10, "rounds")]
+    assert not any(look.facts[SETTLES] for look in found)
 
 
 def test_a_group_goes_on_until_its_widest_ratio_is_narrow_enough(planned):
@@ -144,17 +148,6 @@ def test_the_last_look_settles_exactly_the_later_rounds_of_its_group(planned):
     assert found[0].facts[SETTLES] == later
     assert {task.key for task in made.tasks if stopping.settled(task)} == set(later)
     assert not any(stopping.settled(task) for task in visits(made, other))
-
-
-def test_a_look_that_goes_on_settles_nothing(planned):
-    made = planned()
-    stopping = Stopping(made.groups, made.tasks)
-    for task in visits(made, made.groups[0])[:4]:
-        measure(stopping, task, noisy(0.5)(task.round))
-    look = stopping.look(task, "print")
-    stopping.learn(look)
-    assert look.facts[SETTLES] == []
-    assert not any(stopping.settled(task) for task in made.tasks)
 
 
 def test_between_two_looks_and_after_clockless_metrics_nothing_is_written(planned):
@@ -229,7 +222,7 @@ def test_a_group_that_was_planned_without_a_reference_ends_with_its_rounds_or_se
     assert rules(play(made, made.groups[0], {})[0]) == [(4, "seconds")]
 
 
-def test_what_was_learned_from_a_journal_is_not_looked_at_again(planned, tmp_path):
+def test_what_was_learned_from_a_journal_is_not_looked_at_again(planned):
     made = planned()
     group = made.groups[0]
     found, _ = play(made, group, noisy(0.0005))
@@ -248,9 +241,59 @@ def test_a_run_owes_nothing_of_what_a_look_in_its_journal_has_settled(planned, t
     run, _ = choose(meta, out=tmp_path / "run", new=False, retry=False)
     book = Journal(run.path / NAME)
     found, _ = play(made, made.groups[0], noisy(0.0005))
-    everything = set(run.open_work())
-    assert everything == {task.key for task in made.tasks}
+    assert set(run.open_work()) == {task.key for task in made.tasks}
     book.append(found[0])
     book.close()
-    assert everything - set(run.open_work()) == set(found[0].facts[SETTLES])
+    assert {task.key for task in made.tasks} - set(run.open_work()) == set(found[0].facts[SETTLES])
     assert run.records()[0] == Record.from_json(found[0].to_json()), "facts and rule survive the journal"
+
+
+class AtWork(Script):
+    """A scripted executor as `run_suite` opens it; acb dies once in the round `dies_in`."""
+
+    dies_in = None
+
+    def perform(self, task, *rest):
+        self.deaths = {("acb", "latency"): int(task.round == self.dies_in and len(task.cells) > 1)}
+        return super().perform(task, *rest)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem): ...
+
+
+@pytest.fixture
+def run_with(planned, monkeypatch, tmp_path):
+    """`run_suite` in one directory with a scripted executor, without asking who else is on this machine's cpu."""
+    made = planned("{rounds: 10}", "axes: {block: [conv, acb], backbone: layer}\nmetrics: [latency]\n")
+    monkeypatch.setattr(execution, "_lock", lambda *_: None)
+
+    def go(script, **more):
+        monkeypatch.setitem(execution.EXECUTORS, "script", lambda: script)
+        more |= {"out": tmp_path / "run", "executor": "script", "console": Console(quiet=True)}
+        return execution.run_suite(made, suite_text="", suite_path="", **more).run
+
+    return go
+
+
+def test_to_measure_failed_cells_again_does_not_open_the_rounds_that_a_look_has_settled(run_with):
+    script = AtWork()
+    script.dies_in = 3
+    run = run_with(script)
+    assert looks_in(run) == [(4, "precision")]
+    again = AtWork()
+    run = run_with(again, retry=True)
+    assert [round_ for round_, _, _ in again.performed] == [3]
+    assert looks_in(run) == [(4, "precision")]
+    assert run.tally() == {"measured": 2}
+
+
+def test_a_run_that_was_killed_between_a_round_and_its_look_takes_the_look_when_it_goes_on(run_with):
+    run = run_with(AtWork())
+    assert looks_in(run) == [(4, "precision")]
+    journal = run.path / NAME
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if '"look"' not in line))
+    again = AtWork()
+    assert looks_in(run_with(again)) == [(4, "precision")]
+    assert again.performed == []

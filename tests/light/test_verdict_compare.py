@@ -8,12 +8,40 @@ import pytest
 from scipy import stats
 from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run
 
-from harness.records import AXES
-from harness.verdict.compare import comparisons
+from harness.records import AXES, Reading, Record, Status, TaskKind
+from harness.store.frames import rounds_frame
+from harness.store.pairs import round_log_ratio
+from harness.verdict.compare import between_runs, comparisons, paired
 
 
 def two_blocks() -> FakeRun:
     return FakeRun(cells_frame([cell("conv"), cell("orepa")]))
+
+
+class Visited:
+    """Records of rounds with all of their samples, as a journal has them; `turns`: whether the variants took turns."""
+
+    def __init__(self) -> None:
+        self.taken: list[Record] = []
+
+    def put(
+        self, cell: str, rounds, metric: str = "latency", turns: bool = True, status: Status = Status.OK
+    ) -> Visited:
+        for number, values in enumerate(rounds):
+            facts = {"order": list(range(len(values)))} if turns else {}
+            reading = Reading(metric, "train", "s", tuple(float(value) for value in values), facts)
+            readings = (reading,) if status.measured else ()
+            self.taken.append(Record(f"round {number}", TaskKind.VISIT, cell, metric, number, "f", status, readings))
+        return self
+
+    def records(self) -> list[Record]:
+        return self.taken
+
+    def rounds(self) -> pd.DataFrame:
+        return rounds_frame(self)  # type: ignore[arg-type]
+
+
+CELLS = cells_frame([cell("conv"), cell("orepa")])
 
 
 def row(frame: pd.DataFrame, cell_id: str, metric: str, form: str = "") -> pd.Series:
@@ -69,6 +97,81 @@ def test_a_reference_that_failed_leaves_ratios_unknown():
     found = row(comparisons(run.cells, run.rounds()), OREPA, "latency")
     assert np.isnan(found["ratio"])
     assert found["rounds"] == 0
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_where_both_took_turns_a_rounds_ratio_is_the_median_over_passes_else_that_of_the_medians(turns):
+    base, value = [1.0, 4.0, 4.1], [2.0, 2.0, 8.2]
+    run = Visited().put(CONV, [base], turns=turns).put(OREPA, [value], turns=turns)
+    (ratio,) = paired(CELLS, run.rounds())["log_ratio"]
+    assert ratio == pytest.approx(np.log(2.0) if turns else np.log(2.0 / 4.0))
+
+
+def test_turns_of_one_side_alone_are_no_turns():
+    run = Visited().put(CONV, [[1.0, 4.0, 4.1]], turns=False).put(OREPA, [[2.0, 2.0, 8.2]])
+    (ratio,) = paired(CELLS, run.rounds())["log_ratio"]
+    assert ratio == pytest.approx(np.log(2.0 / 4.0))
+
+
+def test_passes_that_one_side_lacks_or_that_gave_no_number_are_left_out_of_both():
+    assert round_log_ratio([2.0, 4.0, 9.0], [1.0, 2.0]) == pytest.approx(np.log(2.0))
+    assert round_log_ratio([2.0, 0.0, 5.0, np.nan], [1.0, 1.0, 0.0, 1.0]) == pytest.approx(np.log(2.0))
+    assert np.isnan(round_log_ratio([], [1.0]))
+    assert np.isnan(round_log_ratio([0.0], [1.0]))
+
+
+def test_a_neighbour_that_slows_half_of_the_passes_of_both_sides_changes_no_ratio():
+    # he is there in every second pass or a little more, and he comes and goes between the two visits of a pass
+    rng = np.random.default_rng(0)
+    passes, truth = 41, 1.1
+    quiet, busy, of_medians = Visited(), Visited(), []
+    for who, factor in ((CONV, 1.0), (OREPA, truth)):
+        quiet.put(who, [[factor] * passes] * 6)
+    both = {CONV: [], OREPA: []}
+    for _ in range(6):
+        here = np.where(rng.permutation(passes) < passes // 2, 3.0, 1.0)
+        other = here.copy()
+        other[rng.choice(np.flatnonzero(here == 1.0), 2, replace=False)] = 3.0  # comes within two of the passes
+        both[CONV].append(here)
+        both[OREPA].append(truth * other)
+        of_medians.append(np.median(truth * other) / np.median(here))
+    for who, rounds in both.items():
+        busy.put(who, rounds)
+    found = [comparisons(CELLS, run.rounds()).iloc[0] for run in (quiet, busy)]
+    assert [row["ratio"] for row in found] == pytest.approx([truth, truth])
+    assert (found[1]["low"], found[1]["high"]) == pytest.approx((truth, truth))
+    assert min(of_medians) > 1.5 * truth, "the ratio of the medians is wrong by more than half"
+
+
+def test_intervals_have_the_confidence_that_is_asked_for_and_p_has_not():
+    run = two_blocks().put(CONV, "train_step", [1.0, 2.0, 3.0, 4.0]).put(OREPA, "train_step", [1.5, 2.9, 4.6, 6.1])
+    expected = stats.ttest_1samp(np.log([1.5, 2.9 / 2, 4.6 / 3, 6.1 / 4]), 0)
+    for confidence in (0.9, 0.9975):
+        found = row(comparisons(run.cells, run.rounds(), confidence), OREPA, "train_step")
+        ends = expected.confidence_interval(confidence)
+        np.testing.assert_allclose(np.log([found["low"], found["high"]]), ends)
+        assert found["p"] == pytest.approx(expected.pvalue)
+
+
+def test_between_two_runs_the_same_cells_rounds_are_paired_pass_by_pass():
+    base = Visited().put(CONV, [[1.0, 4.0, 4.1], [1.0, 1.0]]).put(OREPA, [[1.0], [1.0], [1.0]])
+    head = Visited().put(CONV, [[2.0, 2.0, 8.2], [3.0, 3.0], [9.0]]).put(OREPA, [[1.5], [1.25]])
+    found = between_runs(base.rounds(), head.rounds())
+    assert found[CONV, "latency", "train"] == pytest.approx(np.log([2.0, 3.0]))
+    assert found[OREPA, "latency", "train"] == pytest.approx(np.log([1.5, 1.25]))
+    assert len(found) == 2
+
+
+def test_between_two_runs_only_what_is_sampled_and_measured_on_both_sides_has_ratios():
+    base = Visited().put(CONV, [[5.0]], metric="params").put(CONV, [[1.0]] * 2).put(OREPA, [[1.0]])
+    head = Visited().put(CONV, [[5.0]], metric="params").put(CONV, [[2.0]]).put(OREPA, [[1.0]], status=Status.OOM)
+    assert between_runs(base.rounds(), head.rounds()) == {(CONV, "latency", "train"): pytest.approx([np.log(2.0)])}
+
+
+def test_between_two_runs_the_medians_are_compared_where_turns_were_not_taken():
+    base = Visited().put(CONV, [[1.0, 4.0, 4.1]], turns=False)
+    head = Visited().put(CONV, [[2.0, 2.0, 8.2]], turns=False)
+    assert between_runs(base.rounds(), head.rounds())[CONV, "latency", "train"] == pytest.approx([np.log(0.5)])
 
 
 def test_the_tidy_frame_has_axes_first_and_one_row_per_reading():

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.verdict.rules import ACROSS_RUNS_TIME_THRESHOLD, BETWEEN_RUNS, Sampled, Verdict, judge_sampled
+from harness.verdict.rules import (
+    ACROSS_RUNS_TIME_THRESHOLD,
+    BETWEEN_RUNS,
+    FALSE_DISCOVERIES,
+    Paired,
+    Sampled,
+    Verdict,
+    judge_paired,
+    judge_sampled,
+)
 from harness.verdict.statistics import (
     false_discoveries,
     log_ratios,
@@ -139,3 +148,85 @@ def test_a_matrix_of_forty_readings_raises_no_alarm_and_finds_the_one_slow_block
         found += first is Verdict.REGRESSED
         alarms += others.count(Verdict.REGRESSED)
     assert (found, alarms) == (100, 0)
+
+
+# Two sides that took turns
+
+
+def paired_questions(logs, threshold=0.03, better="lower"):
+    return [Paired(spread(row), better, threshold) for row in logs]
+
+
+def scipys_p(logs, threshold, looks=1):
+    """Two one-sided t tests against the threshold, doubled, and multiplied by the number of looks."""
+    limit = np.log1p(threshold)
+    above = stats.ttest_1samp(logs, limit, axis=1, alternative="greater").pvalue
+    below = stats.ttest_1samp(logs, -limit, axis=1, alternative="less").pvalue
+    return np.minimum(1.0, looks * 2 * np.minimum(above, below))
+
+
+def expected_verdict(logs, p, threshold, confidence):
+    """The rule as its docstring has it, from scipy's numbers; lower is better."""
+    limit, mean = np.log1p(threshold), logs.mean()
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(confidence)
+    if -limit <= low and high <= limit:
+        return Verdict.SAME
+    if abs(mean) > limit and (low > 0 or high < 0) and p <= FALSE_DISCOVERIES:
+        return Verdict.REGRESSED if mean > 0 else Verdict.IMPROVED
+    return Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("confidence", "looks"), [(0.99, 1), (0.995, 2), (0.9975, 4)])
+def test_paired_verdicts_are_those_of_scipys_t_tests_and_its_false_discovery_control(confidence, looks):
+    rng = np.random.default_rng(10)
+    effects = np.concatenate([np.zeros(120), rng.uniform(-0.12, 0.12, 180)])
+    logs = effects[:, None] + rng.normal(0, 0.02, (300, 5))
+    p = stats.false_discovery_control(scipys_p(logs, 0.03, looks))
+    answers = judge_paired(paired_questions(logs), confidence)
+    expected = [expected_verdict(row, one, 0.03, confidence) for row, one in zip(logs, p, strict=True)]
+    assert [answer.verdict for answer in answers] == expected
+    assert {Verdict.SAME, Verdict.REGRESSED, Verdict.IMPROVED, Verdict.INCONCLUSIVE} <= set(expected)
+    low, high = stats.ttest_1samp(logs, 0, axis=1).confidence_interval(confidence)
+    np.testing.assert_allclose([a.ratio for a in answers], np.exp(logs.mean(axis=1)))
+    np.testing.assert_allclose([(a.low, a.high) for a in answers], np.exp(np.stack([low, high], axis=1)))
+
+
+def test_the_error_of_several_looks_is_paid_for_in_p():
+    rng = np.random.default_rng(11)
+    logs = np.log(1.05) + rng.normal(0, 0.0115, (500, 4))
+    one, four = scipys_p(logs, 0.03), scipys_p(logs, 0.03, looks=4)
+    low = stats.ttest_1samp(logs, 0, axis=1).confidence_interval(0.9975).low
+    # whose interval lies above 1 either way: p alone decides
+    between = np.flatnonzero((one <= FALSE_DISCOVERIES) & (four > FALSE_DISCOVERIES) & (low > 0))
+    assert len(between) > 5
+    for i in between:
+        (alone,) = judge_paired(paired_questions(logs[[i]]), 0.99)
+        (shared,) = judge_paired(paired_questions(logs[[i]]), 0.9975)
+        assert (alone.verdict, shared.verdict) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
+        assert "not surely" in shared.reason
+
+
+def test_a_reading_alone_is_found_and_among_many_that_did_not_change_it_has_to_be_surer():
+    logs = np.log(1.08) + np.array([0.02, -0.02, 0.015, -0.015])
+    quiet = np.array([[0.002, -0.002, 0.001, -0.001]] * 60)
+    p = scipys_p(logs[None], 0.03)[0]
+    assert FALSE_DISCOVERIES / 61 < p < FALSE_DISCOVERIES
+    alone, *_ = judge_paired(paired_questions([logs]), 0.99)
+    among, *others = judge_paired(paired_questions([logs, *quiet]), 0.99)
+    assert (alone.verdict, among.verdict) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
+    assert {answer.verdict for answer in others} == {Verdict.SAME}
+
+
+def test_fewer_than_four_rounds_and_readings_without_any_are_inconclusive_and_disturb_nobody():
+    sure = np.log(1.5) + np.array([0.001, -0.001, 0.002, -0.002])
+    answers = judge_paired(paired_questions([sure, sure[:3], sure[:1], []]), 0.99)
+    assert [a.verdict for a in answers] == [Verdict.REGRESSED, *[Verdict.INCONCLUSIVE] * 3]
+    assert [a.reason[:8] for a in answers[1:]] == ["3 rounds", "1 round,", "0 rounds"]
+    assert np.isnan(answers[2].low)
+    assert judge_paired([], 0.99) == []
+
+
+def test_what_is_better_when_it_is_higher_regresses_downwards():
+    lower = np.log(0.8) + np.array([[0.001, -0.001, 0.002, -0.002]])
+    verdicts = [judge_paired(paired_questions(lower, better=better), 0.99)[0].verdict for better in ("lower", "higher")]
+    assert verdicts == [Verdict.IMPROVED, Verdict.REGRESSED]

@@ -200,7 +200,7 @@ def test_a_backbones_layers_are_looked_at_one_by_one():
     assert native["fusion_error", "fused"] < 5e-6
 
 
-QUICK = {"epochs": 1, "batch_size": 25, "image_size": 16, "train_images": 600}
+QUICK = {"epochs": 1, "batch_size": 25, "image_size": 16, "train_images": 1000}
 
 
 @pytest.mark.slow

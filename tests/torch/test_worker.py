@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,24 @@ def test_a_visit_reads_all_forms_of_all_variants():
     assert [reading.form for reading in latency.readings] == ["train", "fused"]
     assert all(len(reading.values) >= 2 and min(reading.values) > 0 for reading in latency.readings)
     assert {pair[0] for pair in begun} == {cell.id for cell in GROUP}
+
+
+def test_a_visit_takes_the_turns_it_is_given_and_slows_only_the_variant_it_is_told_to():
+    taken, messages = [], []
+
+    @contextmanager
+    def turn():
+        taken.append("begun")
+        yield
+        taken.append("done")
+
+    task = Task(TaskKind.VISIT, GROUP[:2], (Variant("train_step"),), 0, Budget(seconds=0.02))
+    worker.perform(task, "key", "print", messages.append, turn=turn, slowed={GROUP[1].id: 0.5})
+    plain, slow = (Record.from_json(m["record"]).readings[0] for m in messages if "record" in m)
+    assert "slowed" not in plain.facts
+    assert slow.facts["slowed"] == 0.5
+    assert taken == ["begun", "done"] * (2 + len(plain.values) + len(slow.values)), "a warm-up each, and every visit"
+    assert sorted([*plain.facts["order"], *slow.facts["order"]]) == list(range(len(taken) // 2 - 2))
 
 
 @pytest.mark.parametrize("breaks", ["while building", "while running"])
