@@ -86,8 +86,11 @@ def run_suite(
         stack.callback(book.close)
         tasks = [task for task in plan.tasks if task.key in open_work]
         display = stack.enter_context(ProgressDisplay(tasks, console))
-        session = Session(at_work, book, run.fingerprint.id, display, Stopping(plan.groups, plan.tasks), absent)
-        session.remember([] if retry else before)
+        stopping = Stopping(plan.groups, plan.tasks)
+        session = Session(at_work, book, run.fingerprint.id, display, stopping, absent)
+        session.remember([record for record in before if not (retry and record.status.failed)])
+        for task in stopping.overdue(open_work):
+            session.step(task, set(), 0)
         interrupted = stoppable(lambda: session.work(tasks, open_work), max_seconds)
     return Outcome(run, resumed, interrupted, reused, absent)
 

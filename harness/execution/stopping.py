@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from statistics import fmean, stdev
 
 from harness.execution import apart
@@ -64,6 +64,11 @@ class Stopping:
     def settled(self, task: Task) -> bool:
         """Whether an earlier look has made this task unnecessary."""
         return task.key in self._settled
+
+    def overdue(self, open_work: Container[str]) -> list[Task]:
+        """The last finished round of every group: a run that was killed before its look takes it when it goes on."""
+        done = {group: task for group, tasks in self._tasks.items() for task in tasks if task.key not in open_work}
+        return [task for task in done.values() if not self.settled(task)]
 
     def look(self, task: Task, fingerprint: str) -> Record | None:
         """What to write down after a group's round, if anything; the caller appends and learns it."""

@@ -16,6 +16,7 @@ import torch
 
 from harness import devices
 from harness.errors import HarnessError, Unsupported
+from harness.execution.binding import bound_to, cores_for
 from harness.metrics import METRICS, Metric, Subject
 from harness.metrics.base import Step
 from harness.metrics.explaining import explained
@@ -44,7 +45,8 @@ def perform(
     desk = _Desk(task, key, fingerprint, emit, slowed or {})
     for wanted in task.metrics:
         if task.kind is TaskKind.VISIT:
-            _visit(desk, wanted, turn)
+            with bound_to(cores := cores_for(task.cells)):
+                _visit(desk, wanted, turn, {"cores": cores} if cores else {})
         else:
             for cell in task.cells:
                 with desk.caught(cell, wanted.name) as entry:
@@ -124,7 +126,7 @@ def status_of(problem: Exception) -> Status:
     return Status.OOM if is_out_of_memory(problem) else Status.ERROR
 
 
-def _visit(desk: _Desk, wanted: Variant, turn: Turn) -> None:
+def _visit(desk: _Desk, wanted: Variant, turn: Turn, facts: Mapping[str, Json]) -> None:
     """One round of one timed metric: every variant of the group at the table, taking turns."""
     metric, budget = METRICS[wanted.name], desk.task.budget
     entries = {cell.id: _Entry(cell, wanted.name, time.perf_counter()) for cell in desk.task.cells}
@@ -141,7 +143,8 @@ def _visit(desk: _Desk, wanted: Variant, turn: Turn) -> None:
     take_turns(seats, budget, failed, lambda seat: desk.begin(whose[id(seat)].cell, wanted.name), turn)
     for seat in seats:
         if seat.samples.seconds:
-            whose[id(seat)].readings.append(seat.reading())
+            reading = seat.reading()
+            whose[id(seat)].readings.append(replace(reading, facts={**reading.facts, **facts}))
     lost = [entry.cell.block.label for entry in entries.values() if entry.problem and status_of(entry.problem).failed]
     for entry in entries.values():
         if lost and not entry.problem:

@@ -37,8 +37,11 @@ LONGEST_WARMUP = 10
 """Warm-up ends when a step's time is within 10 % of the one before, or after so many steps."""
 
 COLD = 0.05
-"""Seconds. A shorter step is run once, untimed, before the batch of a visit: another variant had the caches. Filling
-them takes about a millisecond, which is lost in a longer step, and the step would cost as much as it is worth."""
+"""Seconds. A shorter step is run, untimed, before the batch of a visit: another variant had the caches, or another
+process the core. In a longer step what that costs is lost, and running one would cost as much as it is worth."""
+
+SETTLE = 0.002
+"""Seconds that a visit settles for, at least one step: a process that has slept finds its caches cold."""
 
 Turn = Callable[[], AbstractContextManager[None]]
 """What every visit runs inside; another process that takes turns with this one waits meanwhile."""
@@ -88,7 +91,7 @@ class Seat:
     @property
     def shortest_visit(self) -> float:
         """Seconds that a visit takes at least, the untimed step included."""
-        return self.shortest_batch + (self.step_seconds if self._settles else 0.0)
+        return self.shortest_batch + self.settling_steps * self.step_seconds
 
     @property
     def shortest_batch(self) -> float:
@@ -98,14 +101,17 @@ class Seat:
         )
 
     @property
-    def _settles(self) -> bool:
-        return self.step_seconds < COLD and not self.step.cold
+    def settling_steps(self) -> int:
+        """Untimed steps before the batch of a visit."""
+        if self.step_seconds >= COLD or self.step.cold:
+            return 0
+        return max(1, math.ceil(SETTLE / self.step_seconds))
 
     def visit(self, rank: int) -> None:
         """One sample: a batch of `repeats` steps, the `rank`-th visit of the round over all seats."""
         with self.settings():
-            if self._settles:
-                self.settling.append(self.time())
+            if steps := self.settling_steps:
+                self.settling.append(self.time(steps) / steps)
             with self.samples.taking(self.clock.device, rank, self.repeats) as taken:
                 taken.seconds = self.time(self.repeats)
 

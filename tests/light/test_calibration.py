@@ -79,17 +79,17 @@ def test_a_round_or_a_reading_that_one_side_lacks_gives_no_ratio():
 
 
 def test_false_alarms_are_the_wrong_verdicts_on_what_was_not_slowed():
-    # two cells of the ten experiments are slower though nothing was injected: those are false alarms
-    experiments = several(10)
+    # two readings of the sixty are slower though nothing was injected: those are false alarms
+    experiments = several(20)
     rng = np.random.default_rng(1)
     for number in (3, 7):
         lie = experiment(number, rng, slowed=(0.2, 0.0, 0.0))
         experiments[number] = {**lie, "slowed": dict.fromkeys(CELLS, 0.0)}
     (found,) = calibrate(experiments, 0.99)
-    assert (found.false_alarms, found.same) == (Share(2, 30), Share(28, 30))
-    assert found.covered.count <= 28
-    assert (found.experiments, found.rounds, found.seconds_per_cell) == (10, 6, 10.0)
-    assert found.suited == 0.3, "the first threshold that the lies stay below"
+    assert (found.false_alarms, found.same) == (Share(2, 60), Share(58, 60))
+    assert found.covered.count <= 58
+    assert (found.experiments, found.rounds, found.seconds_per_cell) == (20, 6, 10.0)
+    assert found.suited == 0.2, "the first that the lies are not surely beyond: below it SAME is frequent enough"
 
 
 def test_what_was_slowed_is_no_false_alarm_and_counts_by_its_size():
@@ -97,7 +97,7 @@ def test_what_was_slowed_is_no_false_alarm_and_counts_by_its_size():
     (found,) = calibrate(experiments, 0.99)
     assert found.found == {0.005: Share(0, 2), 0.1: Share(6, 6), 0.2: Share(4, 4)}
     assert found.false_alarms == Share(0, 6)
-    assert found.covered.of == 18
+    assert found.covered.of == 18 >= found.covered.count >= 17
 
 
 def test_conditions_are_counted_apart():

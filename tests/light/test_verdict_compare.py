@@ -107,8 +107,10 @@ def test_where_both_took_turns_a_rounds_ratio_is_the_median_over_passes_else_tha
     assert ratio == pytest.approx(np.log(2.0) if turns else np.log(2.0 / 4.0))
 
 
-def test_turns_of_one_side_alone_are_no_turns():
-    run = Visited().put(CONV, [[1.0, 4.0, 4.1]], turns=False).put(OREPA, [[2.0, 2.0, 8.2]])
+@pytest.mark.parametrize("who", [CONV, OREPA])
+def test_turns_of_one_side_alone_are_no_turns(who):
+    run = Visited().put(CONV, [[1.0, 4.0, 4.1]], turns=who == CONV)
+    run.put(OREPA, [[2.0, 2.0, 8.2]], turns=who == OREPA)
     (ratio,) = paired(CELLS, run.rounds())["log_ratio"]
     assert ratio == pytest.approx(np.log(2.0 / 4.0))
 

@@ -215,6 +215,8 @@ def test_a_reading_alone_is_found_and_among_many_that_did_not_change_it_has_to_b
     among, *others = judge_paired(paired_questions([logs, *quiet]), 0.99)
     assert (alone.verdict, among.verdict) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
     assert {answer.verdict for answer in others} == {Verdict.SAME}
+    among, *others = judge_paired(paired_questions([logs, *quiet[:, :3]]), 0.99)
+    assert among.verdict is Verdict.REGRESSED, "readings of too few rounds are no questions at all"
 
 
 def test_fewer_than_four_rounds_and_readings_without_any_are_inconclusive_and_disturb_nobody():
