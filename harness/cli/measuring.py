@@ -178,15 +178,14 @@ def aa(
 def calibrated(wanted: Plan, done: Sequence[Any], folder: Path, format_: PlanFormat) -> str:
     """The counts, in print; they, the samples and the verdicts are written beside the experiments."""
     from harness.planning.looks import shared_confidence
-    from harness.report.calibration import SUMMARY, calibration_json, calibration_text, export
+    from harness.report.calibration import SUMMARY, calibration_json, calibration_text, called, export
     from harness.verdict.calibration import calibrate
 
     budget = wanted.suite.budget
     confidence = shared_confidence(budget.rounds, budget.precision)
     found = calibrate(done, confidence)
     as_json = calibration_json(found, confidence)
-    names = {cell.id: " ".join(str(part) for part in (cell.block.label, cell.backbone.label)) for cell in wanted.cells}
-    export(done, names, confidence, folder)
+    export(done, called(wanted.cells), confidence, folder)
     (folder / SUMMARY).write_text(as_json + "\n", encoding="utf-8")
     text = f"{calibration_text(found, confidence)}\n\n{folder}: every sample, every verdict and these counts"
     return as_json if format_ is PlanFormat.JSON else text

@@ -61,8 +61,6 @@ def _one(readings: Sequence[Reading]) -> Reading:
             facts["half"] = [half for half, reading in enumerate(readings) for _ in reading.values]
         elif all(isinstance(fact, list) for fact in several):
             facts[name] = [item for fact in several for item in fact]  # type: ignore[union-attr]
-        elif name == "suspicious":
-            continue
         else:
             facts[name] = first
     flagged = _flagged(readings)

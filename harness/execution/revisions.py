@@ -167,16 +167,21 @@ class _Work:
             self.sessions.append(session)
 
     def all(self) -> None:
+        for task in self.paired.overdue(self.open[HEAD]):
+            self._look(task)
         for number, task in enumerate(self.tasks):
             if self.paired.settled(task):
                 continue
             self.display.started(task, number)
             self.duel.both(lambda side, task=task: self._one(side, task))  # type: ignore[misc]
-            look = self.paired.look(task, "")
-            if look is not None:
-                for session in self.sessions:
-                    session.append_look(look)
+            self._look(task)
             self.display.finished(task, number)
+
+    def _look(self, task: Task) -> None:
+        look = self.paired.look(task, "")
+        if look is not None:
+            for session in self.sessions:
+                session.append_look(look)
 
     def _one(self, side: int, task: Task) -> None:
         self.sessions[side].step(task, self.open[side].get(task.key, set()), 0)

@@ -126,9 +126,8 @@ class Session:
         halves: dict[Pair, list[Record]] = {}
         for half in apart.halves(_part(task, owed)):
             mine = {pair for pair in owed if pair[0] == half.cells[0].id}
-            failed = {pair for pair in mine if any(not r.status.measured for r in halves.get(pair, ()))}
-            if mine - failed:
-                self._in_turn(half, mine - failed, keep=lambda r: halves.setdefault((r.cell, r.metric), []).append(r))
+            if mine:
+                self._in_turn(half, mine, keep=lambda r: halves.setdefault((r.cell, r.metric), []).append(r))
             for pair in mine:
                 parts = halves.get(pair, [])
                 if len(parts) == 2 or (parts and not parts[-1].status.measured):

@@ -82,7 +82,10 @@ class Stopping:
             return None
         if not time_is_up and done not in looks(budget.rounds, budget.precision):
             return None
-        widths = self.widths(group, shared_confidence(budget.rounds, budget.precision))
+        # a variant that failed in this round, perhaps for good, is not waited for
+        seen = self.rounds_of(group)[task.round]
+        every = self.widths(group, shared_confidence(budget.rounds, budget.precision))
+        widths = {key: width for key, width in every.items() if key in seen}
         rule = _rule(widths, task, time_is_up)
         left = [] if rule == GO_ON else [later.key for later in self._tasks[group.id] if later.round > task.round]
         facts = {
@@ -99,7 +102,7 @@ class Stopping:
         return Record(name, TaskKind.LOOK, group.id, "", task.round, fingerprint, Status.OK, facts=facts)
 
     def widths(self, group: Group, confidence: float) -> dict[Key, float]:
-        """high / low - 1 of every compared ratio's interval; infinite where fewer than two rounds gave a number."""
+        """high / low - 1 of every compared ratio's interval; infinite where fewer than four rounds gave a number."""
         return {key: _width(ratios, confidence) for key, ratios in self.log_ratios(group).items()}
 
     def log_ratios(self, group: Group) -> dict[Key, list[float]]:
@@ -139,8 +142,8 @@ def is_sampled(metric: str) -> bool:
 
 def _width(logs: Sequence[float], confidence: float) -> float:
     logs = [log for log in logs if math.isfinite(log)]
-    if len(logs) < 2:
-        return math.inf
+    if len(logs) < LEAST_ROUNDS:
+        return math.inf  # however narrow: no verdict would come of it
     from harness.store.summary import student_interval  # pandas comes with it, and not every run has ratios
 
     low, high = student_interval(fmean(logs), stdev(logs), len(logs), confidence)

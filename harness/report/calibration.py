@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.records import Json
+from harness.records import AXES, Cell, Json
 from harness.verdict.calibration import Calibration, Share, judged
 
 SAMPLES, VERDICTS, SUMMARY = "samples.csv.gz", "verdicts.csv.gz", "calibration.json"
@@ -88,6 +88,13 @@ def calibration_json(found: Sequence[Calibration], confidence: float) -> str:
         for c in found
     }
     return json.dumps(conditions, indent=1)
+
+
+def called(cells: Sequence[Cell]) -> dict[str, str]:
+    """Cell id -> the block and whatever else varies over the cells, in a few words."""
+    axes = {cell.id: cell.axes() for cell in cells}
+    vary = [axis for axis in AXES if axis == "block" or len({each[axis] for each in axes.values()}) > 1]
+    return {cell: " ".join(str(each[axis]) for axis in vary) for cell, each in axes.items()}
 
 
 def export(experiments: Sequence[Json], names: dict[str, str], confidence: float, out: Path) -> None:

@@ -52,7 +52,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with exact two-sided Clopper-Pearson bounds; `upper` alone is one-sided."""
+    """How many of how many, with exact (Clopper-Pearson) bounds; each is one-sided, with 95 % confidence."""
 
     count: int
     of: int

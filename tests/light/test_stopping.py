@@ -193,14 +193,26 @@ def test_a_variant_that_never_gave_a_number_does_not_keep_its_group_going(planne
     assert rules(found) == [(4, "precision")]
 
 
-def test_a_variant_of_which_one_round_is_known_has_no_width_and_its_group_ends_with_its_rounds(planned):
+def test_a_variant_that_has_been_left_out_is_not_waited_for(planned):
     made = planned()
     stopping, found = Stopping(made.groups, made.tasks), []
     for task in visits(made, made.groups[0]):
         measure(stopping, task, noisy(0.0005)(task.round), failed=["dbb"] if task.round else [])
         found.append(stopping.look(task, "print"))
     looked = [look for look in found if look]
-    assert rules(looked) == [(4, GO_ON), (6, GO_ON), (8, GO_ON), (10, "rounds")]
+    assert rules(looked)[0] == (4, "precision")
+    (acb,) = [cell.id for cell in made.groups[0].cells if cell.block.name == "acb"]
+    assert list(looked[0].facts["widths"]) == [f"{acb}/train_step/train"]
+
+
+def test_three_ratios_are_too_few_however_narrow(planned):
+    made = planned()
+    stopping, found = Stopping(made.groups, made.tasks), []
+    for task in visits(made, made.groups[0]):
+        measure(stopping, task, noisy(0.0005)(task.round), failed=["dbb"] if task.round == 0 else [])
+        found.append(stopping.look(task, "print"))
+    looked = [look for look in found if look]
+    assert rules(looked)[:2] == [(4, GO_ON), (6, "precision")]
     assert looked[0].facts["widest"] is None
     assert None in looked[0].facts["widths"].values()
 
@@ -281,11 +293,11 @@ def test_to_measure_failed_cells_again_does_not_open_the_rounds_that_a_look_has_
     script = AtWork()
     script.dies_in = 3
     run = run_with(script)
-    assert looks_in(run) == [(4, "precision")]
+    assert looks_in(run) == [(4, "go on"), (6, "precision")]
     again = AtWork()
     run = run_with(again, retry=True)
     assert [round_ for round_, _, _ in again.performed] == [3]
-    assert looks_in(run) == [(4, "precision")]
+    assert looks_in(run) == [(4, "go on"), (6, "precision")]
     assert run.tally() == {"measured": 2}
 
 
