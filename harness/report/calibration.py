@@ -102,7 +102,7 @@ def export(experiments: Sequence[Json], names: dict[str, str], confidence: float
     _write(out / SAMPLES, ["condition", "experiment", "reading", "delta", "round", "pass", "a", "b"],
            _samples(experiments, names))  # fmt: skip
     columns = ["condition", "experiment", "reading", "delta", "verdict", "ratio", "low", "high", "rounds", "seconds"]
-    _write(out / VERDICTS, [*columns, "ended"], _verdicts(experiments, names, confidence))
+    _write(out / VERDICTS, [*columns, "ended", "confidence"], _verdicts(experiments, names, confidence))
 
 
 def _samples(experiments: Sequence[Json], names: dict[str, str]) -> Iterator[Sequence[Json]]:
@@ -121,7 +121,7 @@ def _verdicts(experiments: Sequence[Json], names: dict[str, str], confidence: fl
         numbers = [f"{value:.6g}" for value in (row.ratio, row.low, row.high)]
         yield (
             row.condition, row.experiment, _label(row.reading, names), row.slowed, row.verdict, *numbers, row.rounds,
-            round(row.seconds, 2), row.ended,
+            round(row.seconds, 2), row.ended, f"{confidence:.6g}",
         )  # fmt: skip
 
 

@@ -77,7 +77,9 @@ def written(folder: Path, conditions: dict[str, str], deltas: tuple[float, ...],
                     word = {"worse": "REGRESSED", "better": "IMPROVED", "same": "SAME", "unsure": "INCONCLUSIVE"}
                     ends = {"ratio": answer.ratio, "low": answer.low, "high": answer.high}
                     row = key | {"verdict": word[answer.says]} | ends
-                    verdicts.append(row | {"rounds": 10, "seconds": 20.0 + place, "ended": "rounds"})
+                    verdicts.append(
+                        row | {"rounds": 10, "seconds": 20.0 + place, "ended": "rounds", "confidence": 0.9975}
+                    )
     table = pd.DataFrame(verdicts)
     table.to_csv(folder / "verdicts.csv.gz", index=False)
     pd.concat(samples).to_csv(folder / "samples.csv.gz", index=False)

@@ -17,7 +17,7 @@ from harness.store.pairs import round_log_ratio
 
 KEY = ["condition", "experiment", "reading", "delta"]
 SAMPLES = [*KEY, "round", "pass", "a", "b"]
-VERDICTS = [*KEY, "verdict", "ratio", "low", "high", "rounds", "seconds", "ended"]
+VERDICTS = [*KEY, "verdict", "ratio", "low", "high", "rounds", "seconds", "ended", "confidence"]
 TEXTS = dict.fromkeys(("condition", "reading", "verdict", "ended"), "str")
 
 CONDITIONS = ("quiet", "noisy")
@@ -41,11 +41,14 @@ class Study:
     missing: list[str] = field(default_factory=list)
 
 
-def read(folder: Path) -> Study:
-    """samples.csv.gz and verdicts.csv.gz of a folder, checked."""
-    samples, verdicts = _table(folder / "samples.csv.gz", SAMPLES), _table(folder / "verdicts.csv.gz", VERDICTS)
+def read(*folders: Path) -> Study:
+    """samples.csv.gz and verdicts.csv.gz of one folder or several, checked and put together."""
+    samples, verdicts = (
+        pd.concat([_table(folder / name, columns, place) for place, folder in enumerate(folders)], ignore_index=True)
+        for name, columns in (("samples.csv.gz", SAMPLES), ("verdicts.csv.gz", VERDICTS))
+    )
     if verdicts.duplicated(KEY).any():
-        raise HarnessError(f"{folder}: a cell has two verdicts", remedy="export the study again")
+        raise HarnessError(f"{folders[0]}: a cell has two verdicts", remedy="export the study again")
     sound = samples[["a", "b"]].gt(0).all(axis=1) & samples[["a", "b"]].lt(math.inf).all(axis=1)
     kept = samples[sound]
     missing = _absent(verdicts)
@@ -63,7 +66,11 @@ def read(folder: Path) -> Study:
     return Study(kept, verdicts, missing)
 
 
-def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+FOLDER = 100_000
+"""What is added to the experiments' numbers of every further folder."""
+
+
+def _table(path: Path, columns: list[str], place: int) -> pd.DataFrame:
     if not path.exists():
         raise HarnessError(f"{path} does not exist", remedy="harness aa --suite suites/aa.yaml --out FOLDER first")
     table = pd.read_csv(path, dtype={name: TEXTS[name] for name in columns if name in TEXTS})
@@ -72,7 +79,8 @@ def _table(path: Path, columns: list[str]) -> pd.DataFrame:
         raise HarnessError(f"{path} has no column {', '.join(lacking)}", remedy="export the study again")
     if (table["delta"].abs() >= 1).any():
         raise HarnessError(f"{path}: a delta of 1 or more is no share", remedy="write 3 % as 0.03")
-    return table[columns].assign(delta=table["delta"].astype(float).round(6))
+    delta, number = table["delta"].astype(float).round(6), table["experiment"] + place * FOLDER
+    return table[columns].assign(delta=delta, experiment=number)
 
 
 def _absent(verdicts: pd.DataFrame) -> list[str]:
@@ -183,7 +191,8 @@ def recomputed(study: Study) -> dict[str, Any]:
     differ, apart, ends, n = [], 0.0, 0.0, 0
     for _, cells in given.groupby(level=["condition", "experiment"], sort=False):
         keys = [key for key in cells.index if key in logs]
-        for key, again in zip(keys, harness_matrix([logs[key] for key in keys]), strict=True):
+        confidence = float(cells["confidence"].iloc[0])
+        for key, again in zip(keys, harness_matrix([logs[key] for key in keys], confidence), strict=True):
             cell = cells.loc[key]
             n += 1
             apart = max(apart, abs(again.ratio / cell["ratio"] - 1))

@@ -28,19 +28,24 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 where something is wrong with the folder or the page."""
     parser = argparse.ArgumentParser(description="count what rules say about a timing study's samples")
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=HERE, help="with both files; default: beside this script"
+        "folders", type=Path, nargs="*", help="each with both files; default: every folder beside this script"
     )
+    parser.add_argument("--out", type=Path, help="where the summary goes; default: the only folder, or this script's")
     parser.add_argument("--page", type=Path, help="a page whose text between the study markers is replaced")
     options = parser.parse_args(arguments)
     try:
-        study = read(options.folder)
+        folders = options.folders or sorted(path.parent for path in HERE.glob("*/samples.csv.gz"))
+        if not folders:
+            raise HarnessError(f"{HERE} has no folder with samples", remedy="name one, or measure: harness aa")
+        out = options.out or (folders[0] if len(folders) == 1 else HERE)
+        study = read(*folders)
         summary, alarms, found = summarise(study)
         text = markdown(summary)
-        (options.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        (options.folder / "summary.md").write_text(text, encoding="utf-8")
-        draw(alarms, found, options.folder / "figure.png")
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (out / "summary.md").write_text(text, encoding="utf-8")
+        draw(alarms, found, out / "figure.png")
         if options.page is not None:
-            shown = Path(os.path.relpath(options.folder / "figure.png", options.page.parent)).as_posix()
+            shown = Path(os.path.relpath(out / "figure.png", options.page.parent)).as_posix()
             refresh(options.page, f"![False alarms and power]({shown})\n\n{definitions()}\n\n{text}")
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
