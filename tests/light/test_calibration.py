@@ -287,9 +287,7 @@ def test_the_command_writes_samples_verdicts_and_counts_beside_the_experiments(s
     printed = json.loads(calibrated(made, done, tmp_path, PlanFormat.JSON))
     assert printed == json.loads((tmp_path / SUMMARY).read_text())
     assert printed["quiet"]["confidence_per_look"] == pytest.approx(0.9975), "of ten rounds with a precision"
-    assert {row["reading"] for row in rows_of(tmp_path / SAMPLES)} == {
-        f"{b} layer/train_step/train" for b in ("conv", "acb")
-    }
+    assert {row["reading"] for row in rows_of(tmp_path / SAMPLES)} == {f"{b}/train_step/train" for b in ("conv", "acb")}
 
 
 def test_percentages_are_read_as_shares_and_nonsense_is_refused():
