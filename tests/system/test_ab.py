@@ -21,9 +21,9 @@ metrics: [params, fused_output, train_step]
 budget: {rounds: 5, seconds: 0.2, precision: null}
 """
 
-FORWARD = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n        return self.branches(x_NCHW)\n"
-TWICE = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n        self.branches(x_NCHW)\n        return self.branches(x_NCHW)\n"
-"""RepVGG does its work twice over: the same output, about half as fast."""
+FORWARD = "        return self.branches(x_NCHW)  # type: ignore[no-any-return]\n"
+IDLE = f"        for _ in range(400):\n            x_NCHW = x_NCHW + 0.0\n{FORWARD}"
+"""RepVGG does work for nothing: the same output, later."""
 
 
 def git(home: Path, *words: str) -> str:
@@ -44,7 +44,7 @@ def repository(resident):
     git(home, "commit", "-qm", "as it is")
     block = home / "harness" / "blocks" / "repvgg.py"
     assert block.read_text().count(FORWARD) == 1
-    block.write_text(block.read_text().replace(FORWARD, TWICE))
+    block.write_text(block.read_text().replace(FORWARD, IDLE))
     git(home, "commit", "-qam", "a slower RepVGG")
     return resident
 
@@ -64,10 +64,10 @@ def test_the_changed_block_is_found_and_nothing_else(compared):
     regressed = [(row["label"], row["metric"]) for row in check["rows"] if row["verdict"] == "REGRESSED"]
     assert regressed == [("repvgg", "train_step")]
     (row,) = [row for row in check["rows"] if row["verdict"] == "REGRESSED"]
-    assert 1.3 < row["ratio"] < 3
+    assert row["ratio"] > 1.2
     assert row["low"] > 1.03
     assert row["rounds"] == 5
-    assert row["command"].startswith("harness ab HEAD~1 HEAD --suite suite.yaml --only ")
+    assert row["command"] == f"harness ab 'HEAD~1' HEAD --suite suite.yaml --only {row['cell']}"
     exact = [
         row["verdict"] for row in check["rows"] if row["metric"] in ("params", "fused_output_train", "fused_output")
     ]
