@@ -8,7 +8,7 @@ enough is measured no further (stopping.py).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -22,6 +22,8 @@ from harness.store.journal import Journal
 
 STRIKES = 2
 """Failures after which a variant is left out of its group's later rounds."""
+
+LOST = "its group had lost a variant in this round"
 
 Pair = tuple[str, str]
 """A cell's id and a metric's name: what one record is about."""
@@ -70,7 +72,8 @@ class Session:
     stopping: Looks
     absent: dict[str, str] = field(default_factory=dict)
     """Device name -> why it is not here; its cells are skipped."""
-    strikes: Counter[tuple[TaskKind, str]] = field(default_factory=Counter)
+    strikes: dict[tuple[TaskKind, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Rounds in which a variant failed: however often it was tried in one of them."""
     refused: dict[Pair, Record] = field(default_factory=dict)
     """Unsupported pairs: they will not become supported in a later round."""
     crowded: dict[str, str] = field(default_factory=dict)
@@ -124,6 +127,7 @@ class Session:
     def _apart(self, task: Task, owed: set[Pair], why: str) -> None:
         """Each variant in processes of its own, forward and backward; its halves are recorded as one."""
         halves: dict[Pair, list[Record]] = {}
+        lost: set[str] = set()
         for half in apart.halves(_part(task, owed)):
             mine = {pair for pair in owed if pair[0] == half.cells[0].id}
             if mine:
@@ -131,7 +135,11 @@ class Session:
             for pair in mine:
                 parts = halves.get(pair, [])
                 if len(parts) == 2 or (parts and not parts[-1].status.measured):
-                    self._append(replace(apart.joined(halves.pop(pair), why), task=task.key))
+                    joined = apart.joined(halves.pop(pair), why)
+                    lost |= {pair[0]} if joined.status.failed else set()
+                    if lost and joined.status is Status.OK:
+                        joined = replace(joined, status=Status.PARTIAL, reason=LOST)
+                    self._append(replace(joined, task=task.key))
                     owed = owed - {pair}
 
     def _in_turn(
@@ -174,7 +182,7 @@ class Session:
             return Status.SKIPPED, f"{device}: {self.absent[device]}"
         if (cell, metric) in self.refused:
             return Status.UNSUPPORTED, self.refused[cell, metric].reason
-        if task.kind in (TaskKind.VISIT, TaskKind.FIRST) and self.strikes[task.kind, cell] >= STRIKES:
+        if task.kind in (TaskKind.VISIT, TaskKind.FIRST) and len(self.strikes[task.kind, cell]) >= STRIKES:
             return Status.SKIPPED, f"left out after {STRIKES} failed rounds"
         return None, ""
 
@@ -195,7 +203,7 @@ class Session:
                 too_much.append(record.reason)
                 return
             if record.status is Status.OK and lost and task.kind is TaskKind.VISIT:
-                record = replace(record, status=Status.PARTIAL, reason="its group had lost a variant in this round")
+                record = replace(record, status=Status.PARTIAL, reason=LOST)
             keep(record)
             got.add((record.cell, record.metric))
 
@@ -217,7 +225,7 @@ class Session:
         if record.status is Status.UNSUPPORTED:
             self.refused[record.cell, record.metric] = record
         if record.status.failed:
-            self.strikes[record.kind, record.cell] += 1
+            self.strikes[record.kind, record.cell].add(record.round)
 
 
 class _Crowded(Exception):

@@ -56,7 +56,8 @@ class Seat:
     settings: Callable[[], AbstractContextManager[None]]
     share: float
     repeats: int = 1
-    step_seconds: float = math.nan
+    step_seconds: float = VISIT
+    """Until it is known."""
     warmup: list[float] = field(default_factory=list)
     settling: list[float] = field(default_factory=list)
     samples: Samples = field(default_factory=Samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_blocks_that_die_cost_themselves_alone(user, mutated):
     assert status["conv", "saved_memory", 0] == "ok"
     assert [status["conv", "train_step", i] for i in range(3)] == ["partial", "partial", "ok"]
     written = [record for record in user.records(user.home / "run") if record["cell"] in names]
-    assert len(written) == len(records), "nothing was measured twice"
+    times = Counter((record["cell"], record["metric"], record["round"]) for record in written)
+    # the block that eats the memory makes its group look too large: what it had measured by then is measured again
+    assert {what[1:] for what, count in times.items() if count > 1} <= {("train_step", 0)}
     assert "1 cells measured (0 reused), 4 failed" in done.stdout
     reasons = {names[r.cell]: r for r in records if r.status.failed}
     assert "my last words" in reasons["acb"].output
