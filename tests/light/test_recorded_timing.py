@@ -66,10 +66,12 @@ def test_of_a_thousand_unchanged_readings_on_a_noisy_machine_three_at_most_are_c
     assert noisy.false_alarms.count <= 3
 
 
-def test_intervals_hold_the_truth_as_often_as_they_promise():
-    for folder in (MANY, FULL):
-        for found in calibrate(experiments(folder), confidence(folder)):
-            assert found.covered.value >= 0.97, (folder, found.condition, found.covered)
+def test_intervals_of_unchanged_code_hold_one_as_often_as_they_promise():
+    """Of slowed code the truth is not known so well: a busy wait of 5 % makes the step after it slower too."""
+    rows = [row for folder in (MANY, FULL) for row in judged(experiments(folder), confidence(folder)) if not row.slowed]
+    held = sum(row.low <= 1 <= row.high for row in rows)
+    assert len(rows) > 1000
+    assert held / len(rows) >= 0.985
 
 
 @pytest.mark.parametrize(("condition", "least"), [("quiet", 0.9), ("noisy", 0.7)])
