@@ -128,8 +128,11 @@ def ab(
     changes = "".join(f" --set {shlex.quote(item)}" for item in overrides)
     command = f"harness ab {shlex.quote(base)} {shlex.quote(head)} --suite {shlex.quote(str(suite))}{changes}"
     names = [f"{revision.ref} ({revision.commit[:10]})" for revision in measured.revisions]
-    notes = [*(str(revision) for revision in measured.revisions), *measured.notes]
-    checked = compare_revisions(*measured.runs, command=command, names=(names[0], names[1]), notes=notes, strict=strict)
+    for side, revision in zip(("base", "head"), measured.revisions, strict=True):
+        print(f"{side}: {revision}", file=sys.stderr)
+    checked = compare_revisions(
+        *measured.runs, command=command, names=(names[0], names[1]), notes=measured.notes, strict=strict
+    )
     print(render_check(checked, format_.value))
     write_summary(checked, os.environ if format_ is CheckFormat.GITHUB else {}, title="harness ab")
     if measured.interrupted:

@@ -271,6 +271,8 @@ def _variables(facts: Json) -> Iterator[Finding]:
 
 def percent(share: float) -> str:
     """To two digits: a noise of 0.43 % and one of 12 % are both told well enough."""
+    if abs(share) < 0.00005:
+        return "0 %"
     return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
 
 
