@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -198,16 +198,17 @@ class Paired:
     logs: tuple[float, float, int]
     better: str
     threshold: float
-    linear: bool = False
+    linear: ClassVar[bool] = False
+    """A time is never zero: it always has a log."""
 
     @property
     def limit(self) -> float:
         """The threshold on the scale of the logs."""
-        return self.threshold if self.linear else math.log1p(self.threshold)
+        return math.log1p(self.threshold)
 
     @property
     def limit_text(self) -> str:
-        return f"{self.threshold:.3g}" if self.linear else f"{100 * self.threshold:.3g} %"
+        return f"{100 * self.threshold:.3g} %"
 
     @property
     def rounds(self) -> int:
