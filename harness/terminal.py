@@ -12,8 +12,8 @@ from tabulate import tabulate
 from harness import catalog
 from harness.catalog import vocabulary
 from harness.errors import UnknownName
-from harness.execution.progress import duration
 from harness.planning import Group, Plan, seconds_at_least
+from harness.planning.duration import duration
 from harness.records import AXES, Json, TaskKind
 from harness.registry import unknown
 

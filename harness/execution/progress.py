@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from harness.planning.duration import duration
 from harness.records import Record, Status, Task, TaskKind
 
 PLAIN_EVERY = 10.0
@@ -92,11 +93,3 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         pace = {kind: sum(spent) / len(spent) if spent else general for kind, spent in self.spent.items()}
         seconds = sum(pace[task.kind] for task in self.tasks[number:])
         return f", about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """3700 -> "1 h 2 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

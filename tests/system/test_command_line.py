@@ -50,17 +50,26 @@ def test_the_public_names_are_there_when_they_are_asked_for():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_light_commands_start_fast():
-    """Promised: half a second. The best of several on a shared machine must keep it."""
-    for words in (["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["schema"]):
-        times = []
-        for _ in range(8):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "harness", *words], cwd=ROOT, capture_output=True, check=True)
-            times.append(time.perf_counter() - begun)
-            if times[-1] < 0.5:
-                break
-        assert min(times) < 0.5, f"{words}: {min(times):.2f} s at best"
+def seconds_of(*words: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True)
+    return time.perf_counter() - begun
+
+
+LIBRARIES = "import typer, rich.console, pydantic, yaml"
+"""What any light command imports: a quarter of a second where the promise was made."""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["schema"]], ids=str)
+def test_light_commands_start_fast(words):
+    """Promised: half a second. On a slower or busier machine: twice what the libraries alone take, turn by turn."""
+    ours, libraries = [], []
+    for _ in range(12):
+        ours.append(seconds_of("-m", "harness", *words))
+        libraries.append(seconds_of("-c", LIBRARIES))
+        if min(ours) < max(0.5, 2 * min(libraries)):
+            return
+    pytest.fail(f"{words}: {min(ours):.2f} s at best, the libraries alone {min(libraries):.2f} s")
 
 
 @pytest.mark.parametrize(
