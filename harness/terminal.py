@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -140,20 +142,26 @@ def list_text(what: str, as_json: bool) -> str:
     if as_json:
         return json.dumps(tables[what], indent=1)
     rows, headers = ROWS[what](tables[what])
-    return tabulate(rows, headers=headers, tablefmt="simple")
+    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    return f"{table}\n\n{_options_text(tables[what])}" if what == "blocks" else table
 
 
 def _unknown_list(what: str) -> UnknownName:
     return unknown("list", what, LISTS)
 
 
-def _options(declared: Json) -> str:
-    shown = []
-    for name, option in declared.items():
-        choices = option.get("choices")
-        values = "|".join(_word(choice) for choice in choices) if choices else option.get("type", "")
-        shown.append(f"{name}={values} ({_word(option.get('default'))})")
-    return ", ".join(shown)
+def _options_text(table: dict[str, Json]) -> str:
+    """Every option of every block, what it may be and what it is when left out."""
+    lines = ["options (default): write {dbb: {average: false}}; harness list blocks --format json says what each is"]
+    for name, block in sorted(table.items()):
+        shown = [
+            f"{key}={'|'.join(map(_word, option['choices']))} ({_word(option['default'])})"
+            for key, option in block["options"].items()
+            if len(option["choices"]) > 1
+        ]
+        if shown:
+            lines += wrap(", ".join(shown), 110, initial_indent=f"  {name}: ", subsequent_indent="      ")
+    return "\n".join(lines)
 
 
 def _word(value: Json) -> str:
@@ -166,13 +174,34 @@ def _block_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:
             name,
             b["family"],
             "yes" if b["fusable"] else "no",
-            ", ".join(b["evaluations"]),
-            _options(b["options"]),
-            b["paper"],
+            "yes" if "online" in b["evaluations"] else "no",
+            *_limits(b["limits"]),
+            _published(b["paper"]),
         ]
         for name, b in sorted(table.items())
     ]
-    return rows, ["block", "family", "fusable", "evaluations", "options (default)", "paper"]
+    return rows, ["block", "family", "fusable", "online", "k", "stride", "groups", "dilation", "published"]
+
+
+def _limits(limits: Json) -> list[str]:
+    """Kernel sizes, strides, groups and dilations in a few characters each."""
+    sizes, groups = limits["kernel_size"], limits.get("groups", "")
+    odd = sizes == list(range(sizes[0], sizes[-1] + 1, 2)) if sizes else False
+    k = f"{sizes[0]}-{sizes[-1]}" if odd and len(sizes) > 2 else ", ".join(map(str, sizes))
+    rest = [_several(limits.get(key, "")) for key in ("stride", "dilation")]
+    groups += ", c_in = c_out" if limits.get("same_channels") and groups != "depthwise" else ""
+    return [k, rest[0], groups, rest[1]]
+
+
+def _several(allowed: Json) -> str:
+    return allowed if isinstance(allowed, str) else ", ".join(map(str, allowed))
+
+
+def _published(paper: str) -> str:
+    """The citation without its title: authors, venue and year, number."""
+    authors, *rest = paper.split(", ")
+    venue = next((i for i, part in enumerate(rest) if re.search(r"(19|20)\d\d$", part)), None)
+    return paper if venue is None else ", ".join([authors, *rest[venue:]])
 
 
 def _backbone_rows(table: dict[str, Json]) -> tuple[list[list[str]], list[str]]:

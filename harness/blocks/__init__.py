@@ -6,7 +6,7 @@ import pkgutil
 from importlib import import_module
 
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, Block, ConvSpec, FusableBlock, check_options, declaration
+from harness.blocks.base import BLOCKS, Block, Choice, ConvSpec, FusableBlock, check_options, declaration
 
 __all__ = ["BLOCKS", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
 
@@ -22,14 +22,17 @@ def create(
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
-    **options: str | bool,
+    padding: int | None = None,
+    **options: Choice,
 ) -> Block:
     """A block that takes the place of this convolution and the batch norm behind it.
 
-    x (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)); padding is dilation * (kernel_size // 2).
+    x (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)).
+    padding: zeros on each side of the map; by default "same", dilation * (kernel_size // 2), as in the shapes above.
     Options left out are as in the block's paper. Raises UnknownName for a block or option that does not exist,
     Unsupported for a combination that the block cannot do.
     """
     block = BLOCKS[name]
     check_options(name, options)
-    return block(ConvSpec(c_in, c_out, kernel_size, stride, groups, dilation), **options)
+    spec = ConvSpec(c_in, c_out, kernel_size, stride, groups, dilation)
+    return block(spec if padding is None else spec.padded(padding), **options)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -39,9 +39,18 @@ def norm_shift(norm: BatchNorm) -> Tensor:
     return norm.bias - norm.running_mean * norm_scale(norm)
 
 
-def fold(weight_OIHW: Tensor, norm: BatchNorm) -> Kernel:
-    """T1: a convolution without bias and the batch norm behind it, by its running statistics."""
+def fold(weight_OIHW: Tensor, norm: nn.Module) -> Kernel:
+    """T1: a convolution without bias and the batch norm (or nothing: nn.Identity) behind it, by running statistics."""
+    if isinstance(norm, nn.Identity):
+        return Kernel(weight_OIHW, weight_OIHW.new_zeros(weight_OIHW.shape[0]))
+    assert isinstance(norm, BatchNorm)
     return Kernel(weight_OIHW * norm_scale(norm).reshape(-1, 1, 1, 1), norm_shift(norm))
+
+
+def fold_biased(kernel: Kernel, norm: BatchNorm) -> Kernel:
+    """T1 where the convolution has a bias, or is a sum of branches: the batch norm behind all of it."""
+    weight, shift = fold(kernel.weight, norm)
+    return Kernel(weight, kernel.bias * norm_scale(norm) + shift)
 
 
 def add(kernels: Iterable[Kernel]) -> Kernel:
@@ -65,6 +74,15 @@ def chain_folded(first: Kernel, second: Kernel, groups: int) -> Kernel:
     reach = second.weight.sum((2, 3)).reshape(groups, -1, width)
     carried = torch.einsum("got,gt->go", reach, first.bias.reshape(groups, width))
     return Kernel(chain(first.weight, second.weight, groups), second.bias + carried.flatten())
+
+
+def concat(first: Tensor, second: Tensor, groups: int, axis: int = 0) -> Tensor:
+    """T4: side by side along the outputs, group by group: (gA, ...), (gB, ...) -> (g(A + B), ...).
+
+    axis: that of the outputs, 0 for kernels and 1 for the feature maps that they make.
+    """
+    pieces = zip(first.chunk(groups, axis), second.chunk(groups, axis), strict=True)
+    return torch.cat([piece for pair in pieces for piece in pair], axis)
 
 
 def stack(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
@@ -93,6 +111,14 @@ def embed(weight_OIHW: Tensor, kernel_size: int) -> Tensor:
     if rows == columns == 0:
         return weight_OIHW
     return F.pad(weight_OIHW, (columns // 2, columns // 2, rows // 2, rows // 2))
+
+
+def dilate(weight_OIHW: Tensor, dilation: int) -> Tensor:
+    """The same function without dilation: taps `dilation` apart, zeros between, r (k - 1) + 1 rows and columns."""
+    rows, columns = (dilation * (size - 1) + 1 for size in weight_OIHW.shape[2:])
+    dilated = weight_OIHW.new_zeros(*weight_OIHW.shape[:2], rows, columns)
+    dilated[:, :, ::dilation, ::dilation] = weight_OIHW
+    return dilated
 
 
 def identity(channels: int, groups: int, like: Tensor, width: int | None = None) -> Tensor:

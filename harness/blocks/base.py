@@ -16,9 +16,11 @@ constructor checks its arguments against the declaration, so the two cannot part
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +31,16 @@ from harness.errors import Unsupported
 from harness.registry import Registry, unknown
 
 KERNEL_SIZES = tuple(range(1, 14, 2))
-"""Odd, so that a small kernel has a centre to sit on; 13 is the largest that published blocks of this family use."""
+"""Odd, so that a small kernel has a centre to sit on; larger ones only where a block's own limits say so."""
+
+Choice = str | bool | int
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """The convolution that a block stands for: "same" padding, no bias; sizes in pixels and channels.
+    """The convolution that a block stands for: no bias, zeros around the map; sizes in pixels and channels.
+
+    margin: zeros on each side beyond "same" padding, dilation * (kernel_size // 2); negative where there are fewer.
 
     Raises Unsupported for what no convolution can be; what a block cannot do is the block's own limit.
     """
@@ -45,11 +51,12 @@ class ConvSpec:
     stride: int = 1
     groups: int = 1
     dilation: int = 1
+    margin: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if field.name != "margin" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise Unsupported(f"{field.name} is {value!r}", remedy=f"use a whole number {field.name} >= 1")
         for name in ("c_in", "c_out"):
             if getattr(self, name) % self.groups:
@@ -60,12 +67,12 @@ class ConvSpec:
 
     @property
     def padding(self) -> int:
-        """Zeros on each side: the map keeps its size at stride 1."""
-        return self.dilation * (self.kernel_size // 2)
+        """Zeros on each side; without a margin the map keeps its size at stride 1."""
+        return self.dilation * (self.kernel_size // 2) + self.margin
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether the output has the input's shape, so that an identity branch makes sense."""
+        """Whether output and input are alike (but for a margin), so that an identity branch makes sense."""
         return self.c_in == self.c_out and self.stride == 1
 
     @property
@@ -73,22 +80,28 @@ class ConvSpec:
         """One filter per channel; more outputs than inputs (a channel multiplier) is not depthwise here."""
         return self.groups == self.c_in == self.c_out
 
+    def padded(self, padding: int) -> ConvSpec:
+        """The same place with so many zeros on each side."""
+        if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+            raise Unsupported(f"padding is {padding!r}", remedy="use a whole number padding >= 0")
+        return replace(self, margin=padding - self.dilation * (self.kernel_size // 2))
+
     def resized(self, kernel_size: int) -> ConvSpec:
-        """The same place with another kernel size. A 1x1 has nothing to dilate."""
+        """The same place with another kernel size, so the same margin. A 1x1 has nothing to dilate."""
         return replace(self, kernel_size=kernel_size, dilation=1 if kernel_size == 1 else self.dilation)
 
 
 @dataclass(frozen=True)
 class Option:
-    """A choice that a block leaves open, and the one its paper made: between words, or True and False."""
+    """A choice that a block leaves open, and the one its paper made: between words or numbers, or True and False."""
 
-    choices: tuple[str, ...] | tuple[bool, ...]
-    default: str | bool
+    choices: tuple[Choice, ...]
+    default: Choice
     what: str
 
     def allows(self, value: object) -> bool:
         """Whether the value is one of the choices. 1 == True in Python; an option does not take one for the other."""
-        return any(isinstance(value, type(choice)) and value == choice for choice in self.choices)
+        return any(type(value) is type(choice) and value == choice for choice in self.choices)
 
 
 class Block(nn.Module):
@@ -104,10 +117,19 @@ class Block(nn.Module):
     sister: ClassVar[str | None] = None
     """The block to use where this one has no online evaluation."""
     kernel_sizes: ClassVar[tuple[int, ...]] = KERNEL_SIZES
+    strides: ClassVar[tuple[int, ...] | None] = None
+    """None, here and for dilations: any."""
+    dilations: ClassVar[tuple[int, ...] | None] = None
+    groups: ClassVar[Literal["any", "dense", "depthwise"]] = "any"
+    """Any that divide the channels, 1, or one for each channel with c_in == c_out."""
+    same_channels: ClassVar[bool] = False
+    """Whether c_in == c_out is needed."""
+    needs: ClassVar[str | None] = None
+    """What the fused form asks of the input beside its shape, in words."""
     at_least_one: ClassVar[tuple[str, ...]] = ()
     """Options, True or False, of which one must be True."""
 
-    def __init__(self, spec: ConvSpec, **options: str | bool) -> None:
+    def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__()
         self._check(spec, options)
         self.spec = spec
@@ -122,11 +144,9 @@ class Block(nn.Module):
         return issubclass(cls, FusableBlock)
 
     @classmethod
-    def _check(cls, spec: ConvSpec, options: Mapping[str, str | bool]) -> None:
+    def _check(cls, spec: ConvSpec, options: Mapping[str, Choice]) -> None:
         name = name_of(cls)
-        if spec.kernel_size not in cls.kernel_sizes:
-            sizes = ", ".join(map(str, cls.kernel_sizes))
-            raise Unsupported(f"block {name} has no kernel size {spec.kernel_size}", remedy=f"use one of {sizes}")
+        cls._check_place(name, spec)
         for key, value in options.items():
             option = cls.options()[key]
             if not option.allows(value):
@@ -138,19 +158,49 @@ class Block(nn.Module):
             problem = f"block {name} has nothing left with {', '.join(cls.at_least_one)} all False"
             raise Unsupported(problem, remedy="leave at least one of them True")
 
+    @classmethod
+    def _check_place(cls, name: str, spec: ConvSpec) -> None:
+        """Hold the spec against the declared limits."""
+        limits = {"kernel size": cls.kernel_sizes, "stride": cls.strides, "dilation": cls.dilations}
+        values = (spec.kernel_size, spec.stride, spec.dilation)
+        for (what, allowed), value in zip(limits.items(), values, strict=True):
+            if allowed is not None and value not in allowed:
+                remedy = f"use {'one of ' if len(allowed) > 1 else ''}{', '.join(map(str, allowed))}"
+                raise Unsupported(f"block {name} has no {what} {value}", remedy=remedy)
+        if cls.groups == "dense" and spec.groups != 1:
+            raise Unsupported(f"block {name} has no groups, {spec.groups} were asked for", remedy="use groups 1")
+        if cls.groups == "depthwise" and not spec.depthwise:
+            problem = f"block {name} is depthwise: groups {spec.groups} of {spec.c_in} -> {spec.c_out} channels is not"
+            raise Unsupported(problem, remedy="use groups == c_in == c_out (in a suite: where: {depthwise: true})")
+        if cls.same_channels and spec.c_in != spec.c_out:
+            problem = f"block {name} keeps the number of channels, not {spec.c_in} -> {spec.c_out}"
+            raise Unsupported(problem, remedy="use c_out == c_in")
+
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.spec, field.name)}" for field in fields(self.spec))
 
 
 class FusableBlock(Block):
-    """A block that is one convolution once its batch norms use running statistics."""
+    """A block that is one convolution, and `after` behind it, once its batch norms use running statistics."""
+
+    after: nn.Module
+    """What follows the sum and is not linear (squeeze-and-excitation); nothing in most blocks."""
+
+    def __init__(self, spec: ConvSpec, **options: Choice) -> None:
+        super().__init__(spec, **options)
+        self.after = nn.Identity()
+
+    @property
+    def window(self) -> ConvSpec:
+        """What one output of the fused form sees of the input: the rim is where this reaches into the padding."""
+        return self.spec
 
     def kernel(self) -> Kernel:
         """The folded kernel (c_out, c_in / groups, k, k) and bias (c_out,), by running statistics, differentiable."""
         raise NotImplementedError
 
-    def fused(self) -> nn.Conv2d:
-        """What this block computes in eval mode, as a new convolution; the block is left as it is.
+    def fused(self) -> nn.Conv2d | nn.Sequential:
+        """What this block computes in eval mode, as a new convolution (and `after`); the block is left as it is.
 
         Running statistics are used in training mode too: a convolution has no batch to take statistics from, so the
         result equals `block.eval()(x)`, not the training forward. Folded in float64 on the CPU (on meta: there), cast
@@ -166,7 +216,10 @@ class FusableBlock(Block):
             s = self.spec
             fused = nn.Conv2d(s.c_in, s.c_out, s.kernel_size, s.stride, s.padding, s.dilation, s.groups, device="meta")
             fused.weight, fused.bias = nn.Parameter(weight), nn.Parameter(bias)
-        return fused.train(self.training)
+            if isinstance(self.after, nn.Identity):
+                return fused.train(self.training)
+            after = deepcopy(self.after).requires_grad_(True)
+        return nn.Sequential(OrderedDict(conv=fused, after=after)).train(self.training)
 
 
 class _Folding(nn.Module):
@@ -230,9 +283,11 @@ def declaration(name: str) -> dict[str, Any]:
         },
         "limits": {
             "kernel_size": list(block.kernel_sizes),
-            "stride": "any",
-            "groups": "any that divides c_in and c_out",
-            "dilation": "any",
+            "stride": list(block.strides) if block.strides else "any",
+            "groups": block.groups,
+            "dilation": list(block.dilations) if block.dilations else "any",
+            "same_channels": block.same_channels,
+            "needs": block.needs,
             "at_least_one": list(block.at_least_one),
         },
         "sister": block.sister,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
@@ -21,37 +22,50 @@ class Branch(Protocol):
     def kernel(self) -> Kernel: ...
 
 
+def widen(x_NCHW: Tensor, rows: int, columns: int) -> Tensor:
+    """x with so many zeros above and below, left and right; negative: so many pixels fewer."""
+    return F.pad(x_NCHW, (columns, columns, rows, rows)) if rows or columns else x_NCHW
+
+
 class ConvBN(nn.Module):
-    """y = bn(W * x), W (c_out, c_in / groups, kh, kw); `taps` (kh, kw) odd, by default the spec's square."""
+    """y = bn(W * x), W (c_out, c_in / groups, kh, kw); `taps` (kh, kw) odd, by default the spec's square.
+
+    All taps share the centre of the spec's kernel: along a side where they are fewer they need less padding, and
+    where the spec pads less than "same" they may read a crop of x.
+    """
 
     def __init__(self, spec: ConvSpec, taps: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.groups = spec.groups
         taps = taps or (spec.kernel_size, spec.kernel_size)
-        padding = (spec.dilation * (taps[0] // 2), spec.dilation * (taps[1] // 2))
+        rows, columns = (spec.dilation * (size // 2) + spec.margin for size in taps)
+        self.cropped = min(rows, 0), min(columns, 0)
+        padding = max(rows, 0), max(columns, 0)
         self.conv = nn.Conv2d(spec.c_in, spec.c_out, taps, spec.stride, padding, spec.dilation, spec.groups, bias=False)
         self.bn = nn.BatchNorm2d(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.conv(x_NCHW))  # type: ignore[no-any-return]
+        return self.bn(self.conv(widen(x_NCHW, *self.cropped)))  # type: ignore[no-any-return]
 
     def kernel(self) -> Kernel:
         return algebra.fold(self.conv.weight, self.bn)
 
 
 class IdentityBN(nn.Module):
-    """y = bn(x): the kernel is the folded 1x1 identity."""
+    """y = bn(x): the kernel is the folded 1x1 identity. Zeros that a margin adds count in the batch's statistics."""
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
         self.bn = nn.BatchNorm2d(spec.c_out)
+        self.like: Tensor
+        self.register_buffer("like", torch.zeros(0), persistent=False)  # the dtype, whatever becomes of the norm
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(x_NCHW)  # type: ignore[no-any-return]
+        return self.bn(widen(x_NCHW, self.spec.margin, self.spec.margin))  # type: ignore[no-any-return]
 
     def kernel(self) -> Kernel:
-        return algebra.fold(algebra.identity(self.spec.c_in, self.spec.groups, self.bn.weight), self.bn)
+        return algebra.fold(algebra.identity(self.spec.c_in, self.spec.groups, self.like), self.bn)
 
 
 class Parallel(nn.ModuleList):
@@ -90,12 +104,13 @@ class PaddedBN(nn.Module):
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
         self.padding = padding
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW: Tensor = self.bn(x_NCHW)
-        if not self.padding:
-            return y_NCHW
+        if isinstance(self.bn, nn.Identity) or not self.padding:
+            return widen(y_NCHW, self.padding, self.padding)
+        assert isinstance(self.bn, nn.BatchNorm2d)
         with torch.no_grad():  # the rim is a constant of this step: nothing of it is to be kept for backward
             shift_C = algebra.norm_shift(self.bn).to(y_NCHW.dtype)
         return _Rim.apply(y_NCHW, shift_C, self.padding)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,6 +75,8 @@ class AverageBN(nn.Module):
         self.spec = spec
         self.padding = padding
         self.bn = nn.BatchNorm2d(spec.c_out)
+        self.like: Tensor
+        self.register_buffer("like", torch.zeros(0), persistent=False)  # the dtype, whatever becomes of the norm
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.bn(self.pool(x_NCHW))  # type: ignore[no-any-return]
@@ -91,7 +94,7 @@ class AverageBN(nn.Module):
         return F.conv2d(x_NCHW, taps, None, stride, self.padding, dilation, channels)
 
     def kernel(self) -> Kernel:
-        taps = algebra.average(self.spec.c_out, self.spec.groups, self.spec.kernel_size, self.bn.weight)
+        taps = algebra.average(self.spec.c_out, self.spec.groups, self.spec.kernel_size, self.like)
         return algebra.fold(taps, self.bn)
 
 

@@ -15,8 +15,8 @@
     P[o, h, w] = cos(pi (h + 1/2) (o + 1) / k)          for o < O / 2
                  cos(pi (w + 1/2) (o + 1 - O / 2) / k)  for the others
 
-v is (6, O), in this order (the authors have 1x1 after 1x1-kxk). Dilation belongs to the k x k taps. The online
-kernel is composed anew in eval too: a parameter's `.data` can change without a trace, so no cache of it is safe.
+v is (6, O), in this order (the authors have 1x1 after 1x1-kxk). Dilation belongs to the k x k taps. In eval the
+online kernel is composed once and kept until a parameter changes (cached.py).
 A component that is switched off has no parameters and no row of v; `points` then holds the others of 1, 2 and 3.
 
 The option `composition` says what an online step keeps for backward beside the kernel itself: `lean` keeps the
@@ -41,6 +41,7 @@ from torch.nn import functional as F
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.cached import CachedKernel
 from harness.blocks.composition import MULTIPLIER, Weights, lean, mixing, no_autocast, plain
 
 PAPER = "Hu et al., Online Convolutional Re-parameterization, CVPR 2022, arXiv:2204.00826, section 3"
@@ -56,6 +57,7 @@ COMPOSITION = Annotated[
     "how the online kernel is composed: differentiated by hand, keeping only the parameters for backward, or by "
     "autograd, keeping every scaled term as a whole kernel (the paper's code)",
 ]
+NORM = Annotated[bool, "the batch norm behind the sum; without it training is known to diverge"]
 ORIGIN = Annotated[bool, "the k x k kernel that is there in any convolution"]
 AVERAGE = Annotated[bool, "a 1x1, then averaging over the k x k taps"]
 PRIOR = Annotated[bool, "a 1x1, then a fixed frequency of the k x k taps, another for each channel"]
@@ -96,6 +98,7 @@ class LinearBranches(nn.Module):
         super().__init__()
         self.spec, self.used, self.composition = spec, frozenset(used), composition
         self.padding = spec.padding if padding is None else padding
+        self._cache = CachedKernel()
         k, inputs = spec.kernel_size, spec.c_in // spec.groups
         width = spec.c_in if spec.groups <= 4 else 2 * spec.c_in
         for name in ("origin", "first", "second", "depthwise", "pointwise"):
@@ -142,7 +145,7 @@ class LinearBranches(nn.Module):
 
     def online(self, x_NCHW: Tensor) -> Tensor:
         """One convolution by the composed kernel."""
-        return self._conv(x_NCHW, self.kernel(), self.spec.groups)
+        return self._conv(x_NCHW, self._cache.get(self, self.kernel), self.spec.groups)
 
     def offline(self, x_NCHW: Tensor) -> Tensor:
         """Each branch a real operation on the feature map, its scale too."""
@@ -209,6 +212,7 @@ class OREPA(FusableBlock):
         reparam: WHERE = "online",
         scaling: SCALING = "vector",
         composition: COMPOSITION = "lean",
+        norm: NORM = True,
         origin: ORIGIN = True,
         average: AVERAGE = True,
         prior: PRIOR = True,
@@ -224,10 +228,10 @@ class OREPA(FusableBlock):
             "chain": chain,
             "separable": separable,
         }
-        super().__init__(spec, reparam=reparam, scaling=scaling, composition=composition, **switches)
+        super().__init__(spec, reparam=reparam, scaling=scaling, composition=composition, norm=norm, **switches)
         used = [name for name, on in switches.items() if on]
         self.branches = LinearBranches(spec, scaling=scaling, composition=composition, used=used)
-        self.bn = nn.BatchNorm2d(spec.c_out)
+        self.bn = nn.BatchNorm2d(spec.c_out) if norm else nn.Identity()
         self.reparam = reparam
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.cached import CachedKernel
 from harness.blocks.composition import no_autocast
-from harness.blocks.orepa import PAPER, SCALING, WHERE, first_scales, kaiming
+from harness.blocks.orepa import NORM, PAPER, SCALING, WHERE, first_scales, kaiming
 
 FIRST_SCALES = (1.0, 0.5)
 
@@ -32,8 +33,10 @@ class OREPA1x1(FusableBlock):
     paper = PAPER
     kernel_sizes = (1,)
 
-    def __init__(self, spec: ConvSpec, *, reparam: WHERE = "online", scaling: SCALING = "vector") -> None:
-        super().__init__(spec, reparam=reparam, scaling=scaling)
+    def __init__(
+        self, spec: ConvSpec, *, reparam: WHERE = "online", scaling: SCALING = "vector", norm: NORM = True
+    ) -> None:
+        super().__init__(spec, reparam=reparam, scaling=scaling, norm=norm)
         c_in, c_out, groups = spec.c_in, spec.c_out, spec.groups
         inputs = c_in // groups
         self.origin = kaiming(c_out, inputs, 1, slope=1.0)
@@ -44,8 +47,9 @@ class OREPA1x1(FusableBlock):
             self.first = kaiming(c_out, inputs, 1, slope=1.0)
             self.second = nn.Parameter(algebra.identity(c_out, groups, self.origin))
         self.scales = first_scales(scaling, c_out, FIRST_SCALES)
-        self.bn = nn.BatchNorm2d(c_out)
+        self.bn = nn.BatchNorm2d(c_out) if norm else nn.Identity()
         self.reparam = reparam
+        self._cache = CachedKernel()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         summed = self._online if self.reparam == "online" else self._offline
@@ -65,12 +69,13 @@ class OREPA1x1(FusableBlock):
             return v[0] * self.origin + v[1] * chained
 
     def _online(self, x_NCHW: Tensor) -> Tensor:
-        return F.conv2d(x_NCHW, self._weight(), None, self.spec.stride, groups=self.spec.groups)
+        s = self.spec
+        return F.conv2d(x_NCHW, self._cache.get(self, self._weight), None, s.stride, s.padding, groups=s.groups)
 
     def _offline(self, x_NCHW: Tensor) -> Tensor:
-        stride, groups, v = self.spec.stride, self.spec.groups, self._v(axes=2)
-        y_NCHW = v[0] * F.conv2d(x_NCHW, self.origin, None, stride, groups=groups)
-        mixed = F.conv2d(x_NCHW, self.first, None, stride, groups=groups)  # strided first: the fewer pixels to mix
+        s, groups, v = self.spec, self.spec.groups, self._v(axes=2)
+        y_NCHW = v[0] * F.conv2d(x_NCHW, self.origin, None, s.stride, s.padding, groups=groups)
+        mixed = F.conv2d(x_NCHW, self.first, None, s.stride, s.padding, groups=groups)  # strided: fewer pixels to mix
         return y_NCHW + v[1] * F.conv2d(mixed, self.second, groups=groups)
 
     def _v(self, axes: int) -> Tensor:

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.cached import CachedKernel
 from harness.blocks.composition import no_autocast
-from harness.blocks.orepa import COMPOSITION, PAPER, SCALING, WHERE, LinearBranches
+from harness.blocks.orepa import COMPOSITION, NORM, PAPER, SCALING, WHERE, LinearBranches
 
 
 @BLOCKS.register("orepa_stem")
@@ -42,17 +43,19 @@ class OREPAStem(FusableBlock):
         reparam: WHERE = "online",
         scaling: SCALING = "vector",
         composition: COMPOSITION = "lean",
+        norm: NORM = True,
     ) -> None:
-        super().__init__(spec, reparam=reparam, scaling=scaling, composition=composition)
-        first = replace(spec, kernel_size=3, stride=1)
+        super().__init__(spec, reparam=reparam, scaling=scaling, composition=composition, norm=norm)
+        first = replace(spec, kernel_size=3, stride=1, margin=0)
         later = [replace(first, c_in=spec.c_out) for _ in range(spec.kernel_size // 2 - 1)]
         later[-1] = replace(later[-1], stride=spec.stride)
         self.stages = nn.ModuleList(
             LinearBranches(place, scaling=scaling, composition=composition, padding=padding)
             for place, padding in zip([first, *later], [spec.padding, *[0] * len(later)], strict=True)
         )
-        self.bn = nn.BatchNorm2d(spec.c_out)
+        self.bn = nn.BatchNorm2d(spec.c_out) if norm else nn.Identity()
         self.reparam = reparam
+        self._cache = CachedKernel()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         stacked = self._online if self.reparam == "online" else self._offline
@@ -71,7 +74,7 @@ class OREPAStem(FusableBlock):
 
     def _online(self, x_NCHW: Tensor) -> Tensor:
         s = self.spec
-        return F.conv2d(x_NCHW, self._weight(), None, s.stride, s.padding, s.dilation, s.groups)
+        return F.conv2d(x_NCHW, self._cache.get(self, self._weight), None, s.stride, s.padding, s.dilation, s.groups)
 
     def _offline(self, x_NCHW: Tensor) -> Tensor:
         stages: Iterable[LinearBranches] = self.stages  # type: ignore[assignment]

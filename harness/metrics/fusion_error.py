@@ -14,7 +14,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from harness.blocks.base import FusableBlock
+from harness.blocks.base import ConvSpec, FusableBlock
 from harness.metrics.base import metric, one
 from harness.metrics.subject import Subject
 from harness.models import fuse, randomize_statistics
@@ -60,16 +60,16 @@ def relative_l2(got: Tensor, wanted: Tensor) -> float:
     return difference / size if size else difference
 
 
-def rim_mask(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
+def rim_mask(window: ConvSpec, x: Tensor, y: Tensor) -> Tensor:
     """True at the outputs (H, W) whose window reaches into the padding."""
-    rows, columns = (_reaches_out(conv, axis, x.shape[2 + axis], y.shape[2 + axis]) for axis in (0, 1))
+    rows, columns = (_reaches_out(window, x.shape[axis], y.shape[axis]) for axis in (2, 3))
     return rows[:, None] | columns[None, :]
 
 
-def _reaches_out(conv: nn.Conv2d, axis: int, size: int, outputs: int) -> Tensor:
+def _reaches_out(window: ConvSpec, size: int, outputs: int) -> Tensor:
     """For each output along one axis, whether its window begins before or ends after the map."""
-    first = torch.arange(outputs) * conv.stride[axis] - int(conv.padding[axis])
-    return (first < 0) | (first + conv.dilation[axis] * (conv.kernel_size[axis] - 1) >= size)
+    first = torch.arange(outputs) * window.stride - window.padding
+    return (first < 0) | (first + window.dilation * (window.kernel_size - 1) >= size)
 
 
 def _run(module: nn.Module, x: Tensor, subject: Subject) -> Tensor:
@@ -93,11 +93,11 @@ def _inputs_of_blocks(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def _by_layer(subject: Subject, exact: nn.Module, fused: nn.Module, inputs: dict[str, Tensor]) -> Iterable[Reading]:
     errors: dict[str, dict[str, float]] = {"rim": {}, "interior": {}}
     for name, x in inputs.items():
-        block, conv = exact.get_submodule(name), fused.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
+        block = exact.get_submodule(name)
+        assert isinstance(block, FusableBlock)
         with torch.inference_mode():
-            wanted, got = block(x), _run(conv, x, subject)
-        rim = rim_mask(conv, x, wanted)
+            wanted, got = block(x), _run(fused.get_submodule(name), x, subject)
+        rim = rim_mask(block.window, x, wanted)
         for part, mask in (("rim", rim), ("interior", ~rim)):
             if mask.any():
                 errors[part][name] = relative_l2(got[..., mask], wanted[..., mask])

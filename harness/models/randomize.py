@@ -1,4 +1,7 @@
-"""Batch norms as after some training: fresh ones are nearly the identity and hide folding mistakes."""
+"""Models as after some training: a fresh batch norm is nearly the identity, a branch that starts at zero is not there.
+
+Both hide folding mistakes.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None = None) -> nn.Module:
-    """`model` itself, its batch norms and biases drawn from `seed`, the same on every device and in every dtype.
+    """`model` itself, its batch norms, biases and zeros drawn from `seed`, the same on every device and in every dtype.
 
-    Weights of batch norms N(1, 0.2), all biases N(0, 0.1), running variances U(0.5, 1.5), running means N(0, 0.3).
+    Weights of batch norms N(1, 0.2), all biases and whatever starts at zero N(0, 0.1), running variances U(0.5, 1.5), running means N(0, 0.3).
     With an input the latter two are in units of the root mean square that each norm sees in one evaluation of the model
     on it: then activations neither vanish nor overflow, however deep and branched the net. Modes stay as they are.
     """
@@ -19,9 +22,9 @@ def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None 
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             _disturb(module, generator)
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, nn.Parameter):
-            _draw(bias, generator, 0.0, 0.1)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("bias") or not parameter.any():
+                _draw(parameter, generator, 0.0, 0.1)
     if x_NCHW is not None:
         _rescale(model, x_NCHW)
     return model

@@ -21,6 +21,8 @@ from harness.records import Cell, Variant
 from harness.suite import WHOLE, Axes, Expression, Suite, where_value
 
 AXES = tuple(Axes.model_fields)
+LAYER = {"c_in": 64, "c_out": 64, "stride": 1, "groups": 1, "dilation": 1}
+"""What the backbone `layer` is without options."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def impossible(cell: Cell) -> str | None:
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
     if cell.backbone.name == "layer":
-        return _indivisible(cell)
+        return _indivisible(cell) or _beyond_limits(cell, block["limits"])
     return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)
 
 
@@ -179,10 +181,25 @@ def _wrong_image(cell: Cell, images: dict[str, int]) -> str | None:
 
 
 def _indivisible(cell: Cell) -> str | None:
-    options = {"c_in": 64, "c_out": 64, "groups": 1, **cell.backbone.options}
+    options = {**LAYER, **cell.backbone.options}
     for name in ("c_in", "c_out"):
         if options[name] % options["groups"]:
             return f"{CANNOT}{name} {options[name]} is not a multiple of groups {options['groups']}"
+    return None
+
+
+def _beyond_limits(cell: Cell, limits: dict[str, Any]) -> str | None:
+    """A single layer of a kind that the block does not do."""
+    name, layer = cell.block.name, {**LAYER, **cell.backbone.options}
+    for key in ("stride", "dilation"):
+        if limits[key] != "any" and layer[key] not in limits[key]:
+            return f"{CANNOT}{name} has no {key} {layer[key]} (it has {', '.join(map(str, limits[key]))})"
+    if limits["same_channels"] and layer["c_in"] != layer["c_out"]:
+        return f"{CANNOT}{name} keeps the number of channels, not {layer['c_in']} -> {layer['c_out']}"
+    if limits["groups"] == "dense" and layer["groups"] != 1:
+        return f"{CANNOT}{name} has no groups, {layer['groups']} were asked for"
+    if limits["groups"] == "depthwise" and not layer["groups"] == layer["c_in"] == layer["c_out"]:
+        return f"{CANNOT}{name} is depthwise: use {{layer: {{groups: {layer['c_in']}}}}}"
     return None
 
 

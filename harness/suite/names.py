@@ -14,7 +14,7 @@ from harness.registry import unknown
 from harness.suite.expressions import Expression
 from harness.suite.model import PUBLISHED_UNITS, Axes, Part, Published, Suite, as_bytes
 
-LARGEST_KERNEL = 13
+LARGEST_KERNEL = 31
 TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
 
 AXES = tuple(Axes.model_fields)

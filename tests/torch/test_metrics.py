@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from harness import blocks
+from harness.blocks import ConvSpec
 from harness.errors import Unsupported
 from harness.metrics import METRICS, Subject
 from harness.metrics import fusion_error as fusion
@@ -183,11 +184,11 @@ def test_fusion_error_sees_a_wrong_bias_that_fresh_batch_norms_would_hide(monkey
 def test_the_rim_is_where_windows_reach_into_the_padding():
     conv = nn.Conv2d(1, 1, 5, padding=2)
     x = torch.zeros(1, 1, 7, 7)
-    rim = fusion.rim_mask(conv, x, conv(x))
+    rim = fusion.rim_mask(ConvSpec(1, 1, 5), x, conv(x))
     assert (~rim).nonzero().tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
     strided = nn.Conv2d(1, 1, 3, stride=2, padding=1)
     x = torch.zeros(1, 1, 8, 8)
-    assert fusion.rim_mask(strided, x, strided(x)).sum() == 7  # the first row and column; the last window fits
+    assert fusion.rim_mask(ConvSpec(1, 1, 3, 2), x, strided(x)).sum() == 7  # the first row and column; the last window fits
 
 
 def test_a_backbones_layers_are_looked_at_one_by_one():
