@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_blocks_sizes import make, sizes_of
+from test_blocks_places import make, sizes_of
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F

@@ -1,0 +1,122 @@
+"""Which places a block can take: what it declares is what its constructor takes, and how other tests pick one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import blocks
+from harness.blocks import BLOCKS, Block
+from harness.errors import Unsupported
+
+USUAL = 3
+
+Place = tuple[int, int, int, int, int, int]
+"""c_in, c_out, kernel size, stride, groups, dilation."""
+
+
+def sizes_of(name: str, *wanted: int) -> list[int]:
+    """Those of the wanted sizes that the block declares; its smallest where it has none of them."""
+    declared = blocks.declaration(name)["limits"]["kernel_size"]
+    return [size for size in wanted if size in declared] or [min(declared)]
+
+
+def usual_size(name: str) -> int:
+    return sizes_of(name, USUAL)[0]
+
+
+def with_sizes(names: Iterable[str], *wanted: int) -> list[tuple[str, int]]:
+    """Cases for a test: each block at each of the wanted sizes that it has."""
+    return [(name, size) for name in names for size in sizes_of(name, *wanted)]
+
+
+def declared(name: str, place: Place) -> bool:
+    """Whether the declaration says that the block takes this place; read off the JSON, not asked of the constructor."""
+    c_in, c_out, kernel_size, stride, groups, dilation = place
+    limits = blocks.declaration(name)["limits"]
+    return (
+        kernel_size in limits["kernel_size"]
+        and (limits["stride"] == "any" or stride in limits["stride"])
+        and (limits["dilation"] == "any" or dilation in limits["dilation"])
+        and {"any": True, "dense": groups == 1, "depthwise": groups == c_in == c_out}[limits["groups"]]
+        and (c_in == c_out or not limits["same_channels"])
+    )
+
+
+def nearest(name: str, place: Place) -> Place:
+    """The place itself, changed as little as the block asks for."""
+    c_in, c_out, kernel_size, stride, groups, dilation = place
+    limits = blocks.declaration(name)["limits"]
+    depthwise = limits["groups"] == "depthwise"
+    found = (
+        c_in,
+        c_in if depthwise or limits["same_channels"] else c_out,
+        sizes_of(name, kernel_size)[0],
+        stride if limits["stride"] == "any" or stride in limits["stride"] else limits["stride"][0],
+        {"any": groups, "dense": 1, "depthwise": c_in}[limits["groups"]],
+        dilation if limits["dilation"] == "any" or dilation in limits["dilation"] else limits["dilation"][0],
+    )
+    assert declared(name, found)
+    return found
+
+
+def places(name: str, wanted: Iterable[Place]) -> list[Place]:
+    """The nearest places that the block takes, each once."""
+    return list(dict.fromkeys(nearest(name, place) for place in wanted))
+
+
+def make(name: str, c_in: int = 4, c_out: int = 4, **rest: int | str | bool) -> Block:
+    """`blocks.create`, at the block's usual size where none is named and in the nearest place that it takes."""
+    keys = ("kernel_size", "stride", "groups", "dilation")
+    values = {"kernel_size": usual_size(name), "stride": 1, "groups": 1, "dilation": 1}
+    values |= {key: rest.pop(key) for key in keys if key in rest}
+    place = nearest(name, (c_in, c_out, *(int(values[key]) for key in keys)))
+    return blocks.create(name, *place, **rest)
+
+
+def fed(block: Block, x: Tensor) -> Tensor:
+    """An input that the fused form is exact for."""
+    return x.abs() if block.needs == "non-negative input" else x
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_has_the_kernel_sizes_it_declares_and_no_others(name):
+    limits = blocks.declaration(name)["limits"]["kernel_size"]
+    assert limits == sorted(limits)
+    for kernel_size in range(-1, 34):
+        place = (4, 4, kernel_size, *nearest(name, (4, 4, USUAL, 1, 1, 1))[3:])
+        if kernel_size in limits:
+            assert blocks.create(name, *place).spec.kernel_size == kernel_size
+        else:
+            with pytest.raises(Unsupported) as refused:
+                blocks.create(name, *place)
+            assert refused.value.remedy
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_declaration_and_constructor_agree_on_every_place(name):
+    """Each way: what is declared is built and runs, what is not declared is refused with a remedy."""
+    layouts = [(4, 4, 1), (4, 8, 1), (8, 4, 1), (4, 4, 2), (4, 4, 4), (4, 8, 4), (8, 4, 4)]
+    built = 0
+    for (c_in, c_out, groups), k, stride, dilation in product(layouts, sizes_of(name, 3, 7), [1, 2, 3], [1, 2]):
+        place = (c_in, c_out, k, stride, groups, dilation)
+        if declared(name, place):
+            block = blocks.create(name, *place).eval()
+            assert block(torch.randn(1, c_in, 5, 6)).shape == (1, c_out, -(-5 // stride), -(-6 // stride)), place
+            built += 1
+        else:
+            with pytest.raises(Unsupported) as refused:
+                blocks.create(name, *place)
+            assert refused.value.remedy, place
+    assert built
+
+
+def test_every_size_has_a_block_beside_the_plain_one():
+    assert sizes_of("orepa_1x1", 3, 5) == [1]
+    assert sizes_of("orepa_stem", 1, 3, 7, 13) == [7, 13]
+    assert with_sizes(["conv", "orepa_stem"], 1, 5) == [("conv", 1), ("conv", 5), ("orepa_stem", 5)]
+    assert [usual_size(name) for name in ("orepa", "orepa_1x1", "orepa_stem")] == [3, 1, 5]
