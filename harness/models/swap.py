@@ -127,8 +127,10 @@ class _Layers:
             return f"its padding is {conv.padding_mode}"
         if len(set(conv.stride)) > 1 or len(set(conv.dilation)) > 1:
             return "its stride or dilation differs between rows and columns"
-        if not _keeps_map(conv):
-            return f"its padding is {conv.padding}, not dilation * (kernel_size // 2)"
+        if height % 2 == 0:
+            return f"its kernel is {height}x{width}, and even kernels have no centre"
+        if _padding(conv) is None:
+            return f"its padding is {conv.padding}, which differs between rows and columns"
         return next((f"{name} {why}" for name, why in self.closed.items() if _within(use.name, name)), "")
 
     def choose(self, use: ConvUse, rule: Where, block: str) -> tuple[str | None, str]:
@@ -160,11 +162,12 @@ class _Layers:
         )
 
 
-def _keeps_map(conv: nn.Conv2d) -> bool:
-    half = conv.dilation[0] * (conv.kernel_size[0] // 2)
-    if conv.padding == "same":  # torch allows it at stride 1 only; it is `half` on both sides for odd kernels
-        return conv.kernel_size[0] % 2 == 1
-    return conv.padding == (half, half)
+def _padding(conv: nn.Conv2d) -> int | None:
+    """Zeros on each side of an odd square kernel's map; None where rows and columns differ."""
+    if isinstance(conv.padding, str):
+        return 0 if conv.padding == "valid" else conv.dilation[0] * (conv.kernel_size[0] // 2)
+    rows, columns = conv.padding
+    return rows if rows == columns else None
 
 
 def _within(name: str, ancestor: str) -> bool:
@@ -191,7 +194,9 @@ def _shared(model: nn.Module) -> frozenset[str]:
 
 
 def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options: dict[str, Json]) -> nn.Module:
-    weight = conv.weight
+    weight, dilation = conv.weight, conv.dilation[0]
+    # A resized kernel takes as many zeros more as its reach is longer: the map keeps the size that it had.
+    padding = (_padding(conv) or 0) + dilation * (kernel_size // 2 - conv.kernel_size[0] // 2)
     # Made on the CPU whatever the device, so that a seed gives the same weights everywhere.
     place = "meta" if weight.is_meta else "cpu"
     try:
@@ -203,7 +208,8 @@ def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options
                 kernel_size=kernel_size,
                 stride=conv.stride[0],
                 groups=conv.groups,
-                dilation=conv.dilation[0],
+                dilation=dilation,
+                padding=padding,
                 **options,
             )
     except Unsupported as refusal:

@@ -148,6 +148,7 @@ class Odd(nn.Module):
         self.valid = nn.Conv2d(4, 4, 3)
         self.reflected = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
         self.flat = nn.Conv2d(4, 4, (1, 3), padding=(0, 1))
+        self.even, self.uneven = nn.Conv2d(4, 4, 4), nn.Conv2d(4, 4, 3, padding=(1, 2))
         self.tied_1, self.tied_2 = conv(), conv()
         self.tied_2.weight = self.tied_1.weight
         self.norm, self.norm_used, self.norm_common, self.norm_dropped = (nn.BatchNorm2d(4) for _ in range(4))
@@ -161,17 +162,18 @@ class Odd(nn.Module):
         x = self.norm_common(self.common_1(x)) + self.norm_common(self.common_2(x))
         x = self.norm_dropped(self.dropout(self.dropped(x)))
         x = self.flat(self.reflected(self.tied_2(self.tied_1(x))))
-        return self.valid(x)
+        return self.valid(self.uneven(self.even(x)))
 
 
 def test_layers_that_cannot_be_replaced_say_why():
     new = swap(Odd(), "conv")
-    assert sorted(changed(new)) == ["also_used", "common_1", "common_2", "dropped", "plain"]
+    assert sorted(changed(new)) == ["also_used", "common_1", "common_2", "dropped", "plain", "valid"]
     assert left(new) == {
         "stem": "the stem stays unless named",
         "twice": "runs 2 times in one forward pass",
         "never": "does not run as a module",
-        "valid": "its padding is (0, 0), not dilation * (kernel_size // 2)",
+        "even": "its kernel is 4x4, and even kernels have no centre",
+        "uneven": "its padding is (1, 2), which differs between rows and columns",
         "reflected": "its padding is reflect",
         "flat": "its kernel is 1x3, not square",
         "tied_1": "its weights are shared with another layer",
@@ -314,3 +316,16 @@ def test_a_network_of_another_rank_is_refused_with_a_remedy(conv):
     with pytest.raises(HarnessError, match=r"\(N, C, H, W\)") as refusal:
         swap(nn.Sequential(conv(3, 8, 3)), "repvgg")
     assert "two-dimensional" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "padding", "asked"), [(3, 0, None), (5, 1, None), (3, 3, None), (5, 2, 3), (3, 0, 5)]
+)
+@pytest.mark.parametrize("block", ["repvgg", "acb", "dbb", "orepa"])
+def test_a_layer_keeps_its_padding_and_its_map(block, kernel_size, padding, asked, lived_in):
+    """Resized too: with the reach of the kernel the zeros grow or shrink."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, kernel_size, padding=padding)).double()
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    new = lived_in(swap(model, block, where=kernel_size, kernel_size=asked)).eval()
+    assert new(x).shape == model(x).shape
+    torch.testing.assert_close(fuse(new)(x), new(x), rtol=1e-10, atol=1e-10)
