@@ -3,7 +3,11 @@
     train   y = bn(W * x) + bn(V * x) + bn(H * x),   W k x k, V k x 1, H 1 x k
     fused   y = W' * x + b,   W' = fold(W) + embed(fold(V)) + embed(fold(H))
 
-All three have the block's stride, groups and dilation; each pads along its own long axis only.
+All three have the block's stride, groups and dilation and share their centre: with "same" padding each pads along its
+own long axis only, with less V reads a crop of x in width and H one in height. Zeros are all there is around the map:
+the authors' `padding_mode` has no counterpart here.
+
+`gamma_init` as in the authors' code: `third` is their reduce_gamma, `square` their single_init.
 Shapes: x (N, c_in, H, W) -> y (N, c_out, ceil(H / stride), ceil(W / stride)).
 Paper: Ding et al., ACNet, ICCV 2019, arXiv:1908.03930, section 3.
 """
@@ -38,7 +42,8 @@ class ACB(FusableBlock):
         reparam: Annotated[Literal["offline"], "branches on features: each has a batch norm of its own"] = "offline",
         gamma_init: Annotated[
             Literal["one", "third", "square"],
-            "first batch-norm weights: 1 in all branches, 1/3 in all, or 1 in the square branch and 0 in the others",
+            "first batch-norm weights: 1 in all branches, 1/3 in all (the authors' reduce_gamma), or 1 in the square "
+            "branch and 0 in the others (their single_init)",
         ] = "one",
     ) -> None:
         super().__init__(spec, reparam=reparam, gamma_init=gamma_init)

@@ -97,6 +97,29 @@ def stack(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
     return F.conv2d(first_TIHW.transpose(0, 1), flipped, None, 1, (rows - 1, columns - 1), 1, groups).transpose(0, 1)
 
 
+def project(first_TIHW: Tensor, second_OT: Tensor, groups: int) -> Tensor:
+    """A kxk (T, C/g, k, k), then a 1x1 (O, T/g, 1, 1), both in `groups`: one kernel (O, C/g, k, k); not of the six."""
+    width = second_OT.shape[1]
+    mixed = torch.bmm(second_OT.reshape(groups, -1, width), first_TIHW.reshape(groups, width, -1))
+    return mixed.reshape(-1, *first_TIHW.shape[1:])
+
+
+def series(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
+    """Two kernels of any odd sizes, nothing padded between them: one of kh + kh' - 1 by kw + kw' - 1."""
+    if second_OTHW.shape[2:] == (1, 1):
+        return project(first_TIHW, second_OTHW, groups)
+    if first_TIHW.shape[2:] == (1, 1):
+        return chain(first_TIHW, second_OTHW, groups)
+    return stack(first_TIHW, second_OTHW, groups)
+
+
+def carry(bias_T: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
+    """What a bias in front of a convolution adds behind it, (O,), where no zeros are padded between the two."""
+    width = second_OTHW.shape[1]
+    reach = second_OTHW.sum((2, 3)).reshape(groups, -1, width)
+    return torch.bmm(reach, bias_T.reshape(groups, width, 1)).flatten()
+
+
 def spread(depthwise_MIHW: Tensor, pointwise_OM: Tensor, groups: int, multiplier: int) -> Tensor:
     """A depthwise kxk (m*C, 1, k, k), m outputs a channel, then a 1x1 (O, m*C/g, 1, 1): one kernel (O, C/g, k, k)."""
     c_out, inputs = pointwise_OM.shape[0], pointwise_OM.shape[1] // multiplier
@@ -126,6 +149,13 @@ def identity(channels: int, groups: int, like: Tensor, width: int | None = None)
     inputs = channels // groups
     one = like.new_ones(inputs).diag()
     return one.repeat((width or channels) // inputs, 1)[:, :, None, None]
+
+
+def dirac(c_in: int, c_out: int, groups: int, like: Tensor) -> Tensor:
+    """The 1x1 kernel (O, C/g, 1, 1) that copies, in each group, as many channels as it has both ways; the rest is 0."""
+    inputs, outputs = c_in // groups, c_out // groups
+    one = F.pad(like.new_ones(min(inputs, outputs)).diag(), (0, max(inputs - outputs, 0), 0, max(outputs - inputs, 0)))
+    return one.repeat(groups, 1)[:, :, None, None]
 
 
 def average(channels: int, groups: int, kernel_size: int, like: Tensor) -> Tensor:

@@ -68,6 +68,40 @@ class IdentityBN(nn.Module):
         return algebra.fold(algebra.identity(self.spec.c_in, self.spec.groups, self.like), self.bn)
 
 
+class Point(nn.Module):
+    """y = W * x + b without a batch norm: a 1x1 that reads what the centre tap reads; b only where asked for."""
+
+    def __init__(self, spec: ConvSpec, bias: bool = False) -> None:
+        super().__init__()
+        self.cropped = min(spec.margin, 0)
+        padding = max(spec.margin, 0)
+        self.conv = nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride, padding, groups=spec.groups, bias=bias)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.conv(widen(x_NCHW, self.cropped, self.cropped))  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        weight, bias = self.conv.weight, self.conv.bias
+        return Kernel(weight, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+
+
+class Skip(nn.Module):
+    """y = x, as the 1x1 identity."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.like: Tensor
+        self.register_buffer("like", torch.zeros(0), persistent=False)  # the dtype: there is no weight that has it
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return widen(x_NCHW, self.spec.margin, self.spec.margin)
+
+    def kernel(self) -> Kernel:
+        weight = algebra.identity(self.spec.c_in, self.spec.groups, self.like)
+        return Kernel(weight, weight.new_zeros(self.spec.c_out))
+
+
 class Parallel(nn.ModuleList):
     """y = sum of the branches; kernels smaller than `kernel_size` sit at the centre of the sum's.
 
