@@ -1,13 +1,17 @@
 """Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset or timm version has changed.
 
-`index.json` takes seconds; `backbones.json` builds every timm model on meta and takes minutes, so it is only made with
-``--backbones``.
+`index.json` takes seconds. `backbones.json` builds every model of timm and torchvision on meta, which takes an hour, so
+it is only made with ``--backbones``; with ``--backbones 'sesr_*' resnet18`` those alone are built, the others stay
+listed as they were.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness import blocks, catalog
@@ -59,19 +63,31 @@ def backbone_entry(name: str) -> Json | None:
     return {key: found[key] for key in ("source", "kernels", "native", "images")}
 
 
-def backbone_index() -> dict[str, Json]:
-    """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself."""
-    entries = {name: backbone_entry(name) for name in backbones.names() if name != "layer"}
-    layer = {"source": "harness", "kernels": {}, "native": False, "images": {"step": 1, "smallest": 1}}
-    return {"layer": layer, **{name: entry for name, entry in entries.items() if entry}}
+def backbone_index(patterns: Sequence[str], listed: Mapping[str, Json]) -> dict[str, Json]:
+    """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself, in order of `names`.
+
+    Those that fit a pattern, as of the shell, are built; of the others the entries in `listed` are kept.
+    """
+    entries: dict[str, Json | None] = {
+        "layer": {"source": "harness", "kernels": {}, "native": False, "images": {"step": 1, "smallest": 1}}
+    }
+    for name in backbones.names():
+        if name not in entries:
+            fits = any(fnmatchcase(name, pattern) for pattern in patterns)
+            entries[name] = backbone_entry(name) if fits else listed.get(name)
+    return {name: entry for name, entry in entries.items() if entry}
 
 
-def write(with_backbones: bool) -> None:
-    """Write the catalog into the package, and the suite's schema into docs/."""
+def write_backbones(patterns: Sequence[str]) -> None:
+    """Write `backbones.json`, a line for each of them."""
+    found = backbone_index(patterns, catalog.backbones())
+    lines = [f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in found.items()]
+    (FOLDER / "backbones.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def write() -> None:
+    """Write `index.json` into the package, and the suite's schema into docs/."""
     (FOLDER / "index.json").write_text(json.dumps(index(), indent=1) + "\n", encoding="utf-8")
-    if with_backbones:
-        lines = [f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in backbone_index().items()]
-        (FOLDER / "backbones.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     from harness.suite.schema import schema_text  # reads what was just written
 
     if SCHEMA.parent.is_dir():
@@ -79,7 +95,12 @@ def write(with_backbones: bool) -> None:
 
 
 if __name__ == "__main__":
+    parser = ArgumentParser(prog="python -m harness.indexing")
+    parser.add_argument("--backbones", nargs="*", metavar="PATTERN", help="build those that fit, or all of them")
+    wanted = parser.parse_args().backbones
     try:
-        write(with_backbones="--backbones" in sys.argv[1:])
+        if wanted is not None:
+            write_backbones(wanted or ["*"])
+        write()
     except HarnessError as problem:
         sys.exit(f"error: {problem}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -246,11 +247,18 @@ class Reading:
     facts: Mapping[str, Json] = field(default_factory=dict)
 
     def to_json(self) -> Json:
-        return {**asdict(self), "values": list(self.values), "facts": dict(self.facts)}
+        """Values that are not finite are written as words: JSON has no number for them."""
+        values = [value if math.isfinite(value) else str(value) for value in self.values]
+        return {**asdict(self), "values": values, "facts": dict(self.facts)}
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
-        return cls(**{**value, "values": tuple(value["values"])})
+        return cls(**{**value, "values": tuple(_number(each) for each in value["values"])})
+
+
+def _number(value: Json) -> float:
+    """As it was written: a count stays a whole number."""
+    return float(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

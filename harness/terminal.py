@@ -152,7 +152,9 @@ def _unknown_list(what: str) -> UnknownName:
 
 def _options_text(table: dict[str, Json]) -> str:
     """Every option of every block, what it may be and what it is when left out."""
-    lines = ["options (default): write {dbb: {average: false}}; harness list blocks --format json says what each is"]
+    needs = {name: block["limits"].get("needs") for name, block in sorted(table.items())}
+    lines = [f"{name} fuses exactly for {need}" for name, need in needs.items() if need]
+    lines += ["options (default): write {dbb: {average: false}}; harness list blocks --format json says what each is"]
     for name, block in sorted(table.items()):
         shown = [
             f"{key}={'|'.join(map(_word, option['choices']))} ({_word(option['default'])})"
@@ -200,7 +202,7 @@ def _several(allowed: Json) -> str:
 def _published(paper: str) -> str:
     """The citation without its title: authors, venue and year, number."""
     authors, *rest = paper.split(", ")
-    venue = next((i for i, part in enumerate(rest) if re.search(r"(19|20)\d\d$", part)), None)
+    venue = next((i for i, part in enumerate(rest) if re.search(r"(19|20)\d\d$|^arXiv:", part)), None)
     return paper if venue is None else ", ".join([authors, *rest[venue:]])
 
 

@@ -31,7 +31,9 @@ OPTIMIZERS = {
     "sgd": {
         "lr": {"type": "number", "default": 0.1},
         "momentum": {"type": "number", "default": 0.9},
+        "nesterov": {"type": "boolean", "default": False},
         "weight_decay": {"type": "number", "default": 0.0},
+        "custom_l2": {"type": "boolean", "default": False},
         "implementation": {"choices": IMPLEMENTATIONS, "default": None},
     },
     "adamw": {
@@ -39,7 +41,16 @@ OPTIMIZERS = {
         "weight_decay": {"type": "number", "default": 0.01},
         "implementation": {"choices": IMPLEMENTATIONS, "default": None},
     },
+    "repopt": {
+        "base": {"choices": ["sgd", "adamw"], "default": "sgd"},
+        "lr": {"type": "number", "default": None},
+        "momentum": {"type": "number", "default": 0.9},
+        "nesterov": {"type": "boolean", "default": False},
+        "weight_decay": {"type": "number", "default": None},
+        "implementation": {"choices": IMPLEMENTATIONS, "default": None},
+    },
 }
+"""Options that are None here follow from others: the implementation from the device, lr and decay from the base."""
 
 LAYER_OPTIONS = ("c_in", "c_out", "stride", "groups", "dilation")
 """Options of the backbone `layer`, a single convolution: positive whole numbers."""

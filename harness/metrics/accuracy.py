@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from harness.data import DATASETS, as_images
 from harness.errors import Unsupported
 from harness.metrics.base import metric, one
+from harness.metrics.learning import Learned, learn
 from harness.metrics.subject import Subject
 from harness.models import fuse
-from harness.records import Form, Kind, Quantity, Reading, TaskKind
+from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
 
 BOTH: tuple[Form, ...] = ("train", "fused")
 OPTIONS = {
@@ -22,8 +22,6 @@ OPTIONS = {
     "image_size": {"type": "integer", "default": 32, "minimum": 8, "what": "pixels the images are resized to"},
     "train_images": {"type": "integer", "default": 4000, "minimum": 100, "what": "the first so many are trained on"},
 }
-WARMUP_SHARE = 0.1
-"""Of the steps; the rate rises linearly over them and falls to zero along a cosine."""
 
 
 @metric(
@@ -32,12 +30,17 @@ WARMUP_SHARE = 0.1
     Quantity("accuracy", "fraction", Kind.SAMPLED, "higher", BOTH, "top-1 on the test images"),
     Quantity("changed_predictions", "1", Kind.SAMPLED, forms=("fused",), what="test images folding changes"),
     Quantity("train_loss", "1", Kind.SAMPLED, what="mean loss over the last tenth of the steps"),
+    Quantity("diverged_at_step", "1", Kind.SAMPLED, "higher", what="where the loss was not a number, if it ever was"),
     options=OPTIONS,
 )
 def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, train_images: int) -> Iterable[Reading]:
-    """Top-1 of the train form and of the fused form after a short training, and how many predictions changed."""
-    if subject.is_layer:
-        raise Unsupported("a single layer has no classes", remedy="measure accuracy on a backbone")
+    """Top-1 of the train form and of the fused form after a short training, and how many predictions changed.
+
+    A training that diverges ends at the first loss that is not finite. The model is tested as it is then, its train
+    loss has no value, and only then there is a `diverged_at_step`.
+    """
+    if not subject.has_classes:
+        raise Unsupported(f"{subject.cell.backbone.name} has no classes", remedy="measure accuracy on a classifier")
     if subject.cell.dtype == "amp_float16":
         raise Unsupported(
             "without loss scaling gradients vanish in float16", remedy="train with amp_bfloat16 or float32"
@@ -48,47 +51,38 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     test_x = as_images(data.test.images_NCHW, image_size).to(device, dtype)
     train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
-    losses = list(_train(subject, model, train_x, train_y, epochs, batch_size))
-    trained = _predictions(subject, model.eval(), test_x)
-    fused = _predictions(subject, subject.placed(fuse(model)).eval(), test_x)
-    facts = {"epochs": epochs, "steps": len(losses), "test_images": len(test_y), "seed": subject.seed}
-    for form, predicted in (("train", trained), ("fused", fused)):
-        yield one("accuracy", form, "fraction", (predicted == test_y).double().mean().item(), **facts)  # type: ignore[arg-type]
-    yield one("changed_predictions", "fused", "1", int((trained != fused).sum()))
-    tail = losses[-max(1, len(losses) // 10) :]
-    yield one("train_loss", "train", "1", sum(tail) / len(tail), first_loss=losses[0])
-
-
-def _train(
-    subject: Subject, model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int
-) -> Iterator[float]:
-    """The loss of every step. The order of the images depends on the seed alone, so variants see the same."""
-    optimizer = subject.optimizer(model)
-    order = torch.Generator().manual_seed(subject.seed)
-    steps_per_epoch = max(1, len(labels) // batch_size)
-    total = epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
-    for _ in range(epochs):
-        shuffled = torch.randperm(len(labels), generator=order)
-        for i in range(steps_per_epoch):
-            chosen = shuffled[i * batch_size : (i + 1) * batch_size].to(labels.device)
-            optimizer.zero_grad(set_to_none=True)
-            with subject.autocast():
-                loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            yield loss.item()
-
-
-def _rate(step: int, total: int) -> float:
-    warmup = max(1, int(total * WARMUP_SHARE))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    learned = learn(subject, model, train_x, train_y, epochs, batch_size)
+    outputs = {"train": _outputs(subject, model.eval(), test_x)}
+    outputs["fused"] = _outputs(subject, subject.placed(fuse(model)).eval(), test_x)
+    predicted = {form: logits_NC.argmax(1) for form, logits_NC in outputs.items()}
+    facts = {"epochs": epochs, "steps": len(learned.losses), "test_images": len(test_y), "seed": subject.seed}
+    journal = {"dyrep": list(learned.journal)} if learned.journal else {}
+    for form, more in zip(BOTH, ({**learned.ending, **journal}, {}), strict=True):
+        right = (predicted[form] == test_y).double().mean().item()
+        yield one("accuracy", form, "fraction", right, **facts, **more, **_unsound(outputs[form]))
+    yield one("changed_predictions", "fused", "1", int((predicted["train"] != predicted["fused"]).sum()))
+    yield from _losses(learned)
 
 
 @torch.inference_mode()
-def _predictions(subject: Subject, model: nn.Module, images: Tensor) -> Tensor:
+def _outputs(subject: Subject, model: nn.Module, images_NCHW: Tensor) -> Tensor:
     with subject.autocast():
-        return torch.cat([model(part).argmax(1).cpu() for part in torch.split(images, 250)])
+        return torch.cat([model(part).cpu() for part in torch.split(images_NCHW, 250)])
+
+
+def _unsound(logits_NC: Tensor) -> dict[str, Json]:
+    """How many images have an output that is not a number (argmax takes it for the largest), where any has."""
+    count = int((~logits_NC.isfinite()).any(1).sum())
+    return {"outputs_not_finite": count} if count else {}
+
+
+def _losses(learned: Learned) -> Iterator[Reading]:
+    """The train loss, without a value where there is none: what is not a number is no measurement, and not in JSON."""
+    losses = learned.losses
+    first: dict[str, Json] = {"first_loss": losses[0]} if losses else {}
+    if learned.diverged_at is not None:
+        yield one("train_loss", "train", "1", (), **first, **learned.ending)
+        yield one("diverged_at_step", "train", "1", learned.diverged_at, loss=str(learned.end))
+        return
+    tail = losses[-max(1, len(losses) // 10) :]
+    yield one("train_loss", "train", "1", sum(tail) / len(tail), **first)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from harness import blocks, devices
 from harness.catalog.vocabulary import OPTIMIZERS
-from harness.models import backbones, fuse, swap
+from harness.errors import Unsupported
+from harness.models import backbones, custom_l2, fuse, repopt, swap
 from harness.records import Cell
 from harness.suite import where_value
 
@@ -41,8 +42,13 @@ class Subject:
 
     @property
     def is_layer(self) -> bool:
-        """A single convolution, without a head: its loss is the mean of squares."""
+        """A single convolution: the block itself is the model."""
         return self.cell.backbone.name == "layer"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the output is logits. A layer's is a map, a super-resolution network's an image."""
+        return backbones.has_classes(self.cell.backbone.name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,7 +108,8 @@ class Subject:
     def input_shape(self, batch: int | None = None) -> tuple[int, int, int, int]:
         """(N, C, H, W); `batch` images, by default the cell's."""
         cell = self.cell
-        channels = cell.backbone.options.get("c_in", 64) if self.is_layer else 3
+        name, options = cell.backbone.name, cell.backbone.options
+        channels = options.get("c_in", 64) if self.is_layer else backbones.image_channels(name)
         return (batch or cell.batch_size, channels, cell.image_size, cell.image_size)
 
     def input(self, batch: int | None = None) -> Tensor:
@@ -113,14 +120,20 @@ class Subject:
         return x.to(self.device.torch_device, self.dtype, memory_format=FORMATS[cell.memory_format])
 
     def target(self, batch: int | None = None) -> Tensor:
-        """A class for every image, (batch,), int64."""
+        """A class for every image, (batch,), int64; without classes it is not looked at."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         labels = torch.randint(CLASSES, (batch or self.cell.batch_size,), generator=generator)
         return labels.to(self.device.torch_device)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy; for `layer` the mean of squares."""
-        return output.square().mean() if self.is_layer else nn.functional.cross_entropy(output, target)
+        """Cross entropy; where there are no classes the mean of squares of the output, a map or an image."""
+        return nn.functional.cross_entropy(output, target) if self.has_classes else output.square().mean()
+
+    def regularized(self, loss: Tensor, model: nn.Module) -> Tensor:
+        """What a training step minimises: the loss, and what the optimizer's options want added to it."""
+        if not self.cell.optimizer.options.get("custom_l2"):
+            return loss
+        return loss + custom_l2.penalty(model, optimizer_options(self.cell)["weight_decay"])
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The cell's optimizer, its implementation set explicitly from the target device."""
@@ -134,16 +147,42 @@ def optimizer_options(cell: Cell) -> dict[str, Any]:
     if options["implementation"] is None:
         # what torch itself would choose there; named, so that a prediction for another device can follow it
         options["implementation"] = "foreach" if cell.device.name.startswith(("cuda", "xpu")) else "single"
+    base: dict[str, Any] = OPTIMIZERS.get(options.get("base", ""), {})
+    for name in options.keys() & base.keys():
+        if options[name] is None:
+            options[name] = base[name]["default"]
     return options
 
 
 def make_optimizer(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
+    """The cell's optimizer for `model`. repopt also gives the model the initial weights of the branches it imagines.
+
+    Raises Unsupported where the model has nothing that an option is for.
+    """
     options = optimizer_options(cell)
     implementation = options.pop("implementation")
-    flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    options |= {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    if cell.optimizer.name == "repopt":
+        return _imagining(cell, model, options)
+    if options.pop("custom_l2", False):
+        if not options["weight_decay"]:
+            raise Unsupported("custom_l2 is a weight decay, and that is 0", remedy="write weight_decay: 1e-4 beside it")
+        return torch.optim.SGD(custom_l2.parameter_groups(model), **options)
     classes: dict[str, Any] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-    optimizer: torch.optim.Optimizer = classes[cell.optimizer.name](model.parameters(), **options, **flags)
+    optimizer: torch.optim.Optimizer = classes[cell.optimizer.name](model.parameters(), **options)
     return optimizer
+
+
+def _imagining(cell: Cell, model: nn.Module, options: dict[str, Any]) -> torch.optim.Optimizer:
+    """repopt in the form of its base, and the model begun as it imagines."""
+    scales = repopt.default_scales(model)
+    repopt.initialize(scales)
+    if options.pop("base") == "sgd":
+        return repopt.RepSGD(model.parameters(), scales, **options)
+    for name in ("momentum", "nesterov"):
+        if options.pop(name) and name in cell.optimizer.options:
+            raise Unsupported(f"AdamW has no {name}", remedy=f"leave {name} out, or use base: sgd")
+    return repopt.RepAdamW(model.parameters(), scales, **options)
 
 
 @contextmanager

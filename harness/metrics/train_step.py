@@ -46,7 +46,8 @@ class Training:
     def _loss(self) -> Tensor:
         # by the tensors' own device: a prediction for another one runs on the CPU's operators
         with self.subject.autocast(self.x.device.type):
-            return self.subject.loss(self.model(self.x), self.target)
+            loss = self.subject.loss(self.model(self.x), self.target)
+            return self.subject.regularized(loss, self.model)
 
 
 @metric("train_step", TaskKind.VISIT, Quantity("train_step", "s", Kind.SAMPLED, what="seconds per training step"))

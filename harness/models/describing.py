@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.memory import build_on_meta
-from harness.models.backbones import OWN, build, input_shape
+from harness.models.backbones import build, input_shape, source
 from harness.models.layers import has_own_reparameterization
 from harness.models.swap import candidates
 from harness.records import Json
@@ -33,7 +33,7 @@ def describe(name: str) -> dict[str, Json]:
     sizes = Counter(conv.kernel_size[0] for conv in candidates(model).values())
     return {
         "name": name,
-        "source": "harness" if name in OWN else "timm",
+        "source": source(name),
         "kernels": {str(size): count for size, count in sorted(sizes.items())},
         "native": is_native(model),
         "params": sum(parameter.numel() for parameter in model.parameters()),

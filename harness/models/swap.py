@@ -66,7 +66,8 @@ def swap(
         size = conv.kernel_size[0]
         if kernel_size is not None and size != 1 and chosen == block:  # a companion keeps the layer's size
             size = kernel_size
-        made = _block_for(use.name, conv, chosen, size, _shared_options(block, chosen, block_options))
+        options = {**layers.own_options(use.name), **block_options}
+        made = _block_for(use.name, conv, chosen, size, _known_options(block, chosen, options, block_options))
         new = replace_module(new, use.name, made)
         if use.norm is not None:
             new = replace_module(new, use.norm, without_norm(new.get_submodule(use.norm)))
@@ -92,6 +93,7 @@ class _Layers:
         own_stem = getattr(model, "stem_names", None)  # the harness's backbones say it themselves
         self.stem = seen.stem | _configured(model, "first_conv") if own_stem is None else frozenset(own_stem)
         self.classifier = _configured(model, "classifier")
+        self._own_options = getattr(model, "slot_options", {})
         self.shared = _shared(model)
         self.closed = {
             name: "is a block already" if isinstance(module, blocks.Block) else "re-parameterizes itself (block native)"
@@ -103,6 +105,10 @@ class _Layers:
         module = self.modules[name]
         assert isinstance(module, nn.Conv2d)
         return module
+
+    def own_options(self, name: str) -> dict[str, Json]:
+        """What the network's paper sets for a block in this layer; only the harness's networks say so."""
+        return dict(self._own_options.get(name, {}))
 
     def free(self) -> dict[str, nn.Conv2d]:
         """Those that a block could take the place of, the stem aside."""
@@ -218,11 +224,13 @@ def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options
     return made.train(conv.training)
 
 
-def _shared_options(block: str, chosen: str, options: dict[str, Json]) -> dict[str, Json]:
-    """The block's own options, or those of them that its companion has as well."""
-    if chosen == block:
-        return options
-    return {name: value for name, value in options.items() if name in blocks.BLOCKS[chosen].options()}
+def _known_options(block: str, chosen: str, options: dict[str, Json], asked: dict[str, Json]) -> dict[str, Json]:
+    """Of a layer's options those that its block has; what was asked of the block itself stays, to be refused."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name in blocks.BLOCKS[chosen].options() or (chosen == block and name in asked)
+    }
 
 
 def _native(new: nn.Module, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:

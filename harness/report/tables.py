@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 TRAIN, RUN, EXACT = "What it costs to train", "What it costs to run", "How exact and how accurate"
-LEARNING = ("accuracy", "changed_predictions", "train_loss")
+LEARNING = ("accuracy", "changed_predictions", "train_loss", "diverged_at_step")
 LOPSIDED = 0.3
 """Share of the value above which an interval made on logs is no longer fairly written as ±."""
 

@@ -20,10 +20,37 @@ from harness.blocks import BLOCKS
 from harness.errors import HarnessError, UnknownName, Unsupported
 from harness.records import Variant
 
-UNITS = {"conv": 2.00, "repvgg": 3.00, "acb": 4.00, "dbb": 9.15}
+UNITS = {
+    "conv": 2.00,
+    "repvgg": 3.00,
+    "acb": 4.00,
+    "dbb": 9.15,
+    "qarepvgg": 3.00,
+    "mobileone": 6.00,  # the input, five convolutions' outputs
+    "repmixer": 4.00,  # the input, two convolutions' outputs, the change that its scale multiplies
+    "repvgg_dw": 3.00,
+    "replk": 3.00,
+    "unirep": 4.00,  # k 5: the input, three convolutions' outputs
+    "rm_repvgg": 2.00,  # the input, two convolutions' outputs of half the channels
+    "dyrep": 2.00,
+    "rm": 4.00,  # the input, two convolutions' outputs, the ReLU's
+    "expand_fc": 9.00,  # the input, two maps of four times the channels
+    "expand_cl": 10.29,  # the same, one of them with a rim of one pixel, and the norm's input
+    "expand_ck": 6.29,  # k 5: the input, one such map with its rim, the norm's input
+    "ecb": 6.36,  # the input, a map of twice the channels and three, all with a rim
+}
 """Saved for backward, in input maps, 64 -> 64 on 8x64x56x56 in training: equal to two decimals."""
 
-AT_MOST = {"orepa": 2.17, "orepa_vgg": 3.15, "orepa_1x1": 2.01, "orepa_stem": 2.12}
+AT_MOST = {
+    "orepa": 2.17,
+    "orepa_vgg": 3.15,
+    "orepa_1x1": 2.01,
+    "orepa_stem": 2.12,
+    "linearized": 2.15,
+    "dirac": 2.05,
+    "doconv": 2.05,
+    "clb": 1.05,  # no norm, so nothing but its input
+}
 """Beyond the maps there are kernels; how many are kept depends on how they are composed."""
 
 PARAMETERS = {
@@ -33,6 +60,23 @@ PARAMETERS = {
     "dbb": 86_784,
     "orepa": 128_000,
     "orepa_vgg": 128_192,
+    "qarepvgg": 9 * 64 * 64 + 64 * 64 + 2 * 128,
+    "mobileone": 4 * 9 * 64 * 64 + 64 * 64 + 6 * 128,
+    "repmixer": 9 * 64 + 64 + 4 * 128 + 64,
+    "repvgg_dw": 9 * 64 + 64 + 64 + 2 * 128,
+    "replk": (49 + 25) * 64 * 64 + 2 * 128,
+    "unirep": (25 + 9 + 9) * 64 + 3 * 128,
+    "dyrep": 36_992,
+    "linearized": 86_784 - 6 * 128 + 4 * 64 + 128,  # dbb's without its norms, scales, one norm
+    "dirac": 9 * 64 * 64 + 2 * 64 + 128,
+    "doconv": 9 * 64 * 64 + 64 * 9 * 9 + 128,
+    "expand_cl": 64 * 256 + 9 * 256 * 256 + 256 * 64 + 128,
+    "expand_ck": 2 * 9 * 64 * 256 + 128,  # k 5
+    "expand_fc": 64 * 256 + 256 + 256 * 256 + 256 + 256 * 64 + 64,
+    "clb": 9 * 64 * 256 + 256 + 256 * 64 + 64,
+    "ecb": (9 * 64 * 64 + 64) + (64 * 128 + 128 + 9 * 128 * 64 + 64) + 3 * (64 * 64 + 3 * 64),
+    "rm": 2 * (9 * 64 * 64 + 128),
+    "rm_repvgg": 9 * 64 * 32 + 64 * 32 + 3 * 64,
     "orepa_1x1": 2 * 64 * 64 + 64 * 64 + 2 * 64 + 2 * 64,  # origin and two factors, scales, batch norm
     "orepa_stem": 2 * (128_000 - 2 * 64) + 2 * 64,  # k 5: two of orepa's kernels, batch norm
 }
@@ -85,7 +129,14 @@ def test_the_metric_reads_what_the_graph_holds(name):
 def test_parameter_counts_of_the_reference(name, count):
     block = make(name, 64, 64)
     assert sum(parameter.numel() for parameter in block.parameters()) == count
-    assert sum(parameter.numel() for parameter in block.fused().parameters()) == 64 * 64 * usual_size(name) ** 2 + 64
+    deployed = 64 * 64 // block.spec.groups * block.spec.kernel_size**2 + 64
+    if name == "rm":  # two convolutions, with as many channels more between them as it copies
+        deployed = 9 * 64 * 128 + 128 + 9 * 128 * 64 + 64
+    assert sum(parameter.numel() for parameter in block.fused().parameters()) == deployed
+
+
+def test_every_block_has_its_counts():
+    assert set(PARAMETERS) == set(BLOCKS) == {*UNITS, *AT_MOST}
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_blocks_places import make, sizes_of
+from test_blocks_places import make, places
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -31,8 +31,13 @@ PLACES = [
     (8, 4, 13, 1, 2, 1),
 ]
 
-BOTH_SOMEWHERE = [(name, (*p[:2], k, *p[3:])) for name in BOTH for p in PLACES for k in sizes_of(name, p[2])]
-"""Every block at every place, in the nearest kernel size that it has."""
+BOTH_SOMEWHERE = [
+    (name, place, scaling)
+    for name in BOTH
+    for place in places(name, PLACES)
+    for scaling in (("vector", "scalar", "none") if "scaling" in BLOCKS[name].options() else (None,))
+]
+"""Every block at every place that it takes, with each of its scalings."""
 
 
 def close(found: Tensor, wanted: Tensor, scale: float) -> bool:
@@ -48,11 +53,10 @@ def run(block: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad((y * weights + y**2).sum(), [x, *parameters])]
 
 
-@pytest.mark.parametrize("scaling", ["vector", "scalar", "none"])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("name", "place"), BOTH_SOMEWHERE)
+@pytest.mark.parametrize(("name", "place", "scaling"), BOTH_SOMEWHERE)
 def test_online_and_offline_agree_with_all_gradients(name, place, training, scaling, lived_in):
-    options = {"scaling": scaling} if "scaling" in BLOCKS[name].options() else {}
+    options = {} if scaling is None else {"scaling": scaling}
     online = lived_in(blocks.create(name, *place, reparam="online", **options)).double().train(training)
     offline = blocks.create(name, *place, reparam="offline", **options).double().train(training)
     offline.load_state_dict(online.state_dict())

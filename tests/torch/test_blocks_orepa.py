@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_blocks_contract import saved_bytes
 from test_blocks_evaluations import PLACES
-from test_blocks_sizes import make
+from test_blocks_places import make
 from torch import Tensor, nn
 from torch.nn import functional as F
 

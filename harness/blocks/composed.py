@@ -1,0 +1,103 @@
+"""Blocks that are one linear function and, where they have one, a batch norm behind it: the two evaluations, once.
+
+    offline  y = bn(f(x))            the function's own operations on the feature map
+    online   y = bn(W * x + b)       its kernel composed in every step, one convolution
+    fused    y = W' * x + b',        fold(W, b)
+
+No branch has a norm of its own, so both train alike and not only in eval. `Chain` is what most of them are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.blocks import algebra
+from harness.blocks.algebra import Kernel
+from harness.blocks.base import Choice, ConvSpec, FusableBlock
+from harness.blocks.branches import Branch
+from harness.blocks.cached import CachedKernel
+from harness.blocks.composition import no_autocast
+
+
+class ComposedBlock(FusableBlock):
+    """A subclass sets, after `super().__init__(spec, **options)`:
+
+    linear: a `Branch`, x (N, c_in, H, W) -> (N, c_out, H', W'), all of the block but the norm.
+    bn: a batch norm, or nn.Identity where there is none.
+    reparam: "offline" or "online".
+    """
+
+    linear: nn.Module
+    bn: nn.Module
+    reparam: str
+
+    def __init__(self, spec: ConvSpec, **options: Choice) -> None:
+        super().__init__(spec, **options)
+        self._cache: Any = CachedKernel()  # keeps a Kernel as well as a tensor
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW: Tensor = self.bn(self._online(x_NCHW) if self.reparam == "online" else self.linear(x_NCHW))
+        return y_NCHW
+
+    def kernel(self) -> Kernel:
+        composed = self._composed()
+        return algebra.fold_biased(composed, self.bn) if isinstance(self.bn, nn.BatchNorm2d) else composed
+
+    def _composed(self) -> Kernel:
+        """W (c_out, c_in / g, k, k) and b (c_out,), composed outside autocast."""
+        linear: Branch = self.linear  # type: ignore[assignment]
+        with no_autocast(next(self.parameters()).device):
+            return linear.kernel()
+
+    def _online(self, x_NCHW: Tensor) -> Tensor:
+        s = self.spec
+        weight, bias = self._cache.get(self, self._composed)
+        return F.conv2d(x_NCHW, weight, bias, s.stride, s.padding, s.dilation, s.groups)
+
+
+def norm_behind(wanted: bool, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if wanted else nn.Identity()
+
+
+class Chain(nn.Module):
+    """Convolutions in a row and nothing between them: y = F_n * (... (F_1 * pad(x) + b_1) ...) + b_n.
+
+    widths: channels in front of, between and behind them, n + 1 numbers; sizes: their n kernel sizes.
+
+    All have the spec's groups; those larger than 1x1 have its dilation, and the last of these its stride. All the
+    padding is the first one's. What comes out of it is then as large as the later ones read and holds b_1 where it saw
+    nothing but zeros: so the chain is one convolution at the rim too. Initialised as torch does.
+    """
+
+    def __init__(self, spec: ConvSpec, widths: Sequence[int], sizes: Sequence[int], bias: bool) -> None:
+        super().__init__()
+        self.groups = spec.groups
+        strided = max((i for i, size in enumerate(sizes) if size > 1), default=0)
+        self.factors = nn.Sequential()
+        for i, ((c_in, c_out), size) in enumerate(zip(pairwise(widths), sizes, strict=True)):
+            stride, padding = spec.stride if i == strided else 1, spec.padding if i == 0 else 0
+            dilation = spec.dilation if size > 1 else 1
+            self.factors.append(nn.Conv2d(c_in, c_out, size, stride, padding, dilation, spec.groups, bias))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.factors(x_NCHW)  # type: ignore[no-any-return]
+
+    def kernel(self) -> Kernel:
+        """Multiplied from the last factor on: what is mixed down to c_out channels first stays small."""
+        last, *earlier = reversed(list(self._kernels()))
+        weight, bias = last
+        for factor, shift in earlier:
+            if shift is not None and bias is not None:
+                bias = bias + algebra.carry(shift, weight, self.groups)
+            weight = algebra.series(factor, weight, self.groups)
+        return Kernel(weight, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+
+    def _kernels(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for factor in self.factors:
+            assert isinstance(factor, nn.Conv2d)
+            yield factor.weight, factor.bias

@@ -1,0 +1,37 @@
+"""What the harness's own networks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from timm.models import checkpoint_seq
+from torch import Tensor, nn
+
+from harness.records import Json
+
+
+class OwnNet(nn.Module):
+    """A network that says about itself what timm's say in a configuration."""
+
+    stem_names: tuple[str, ...]
+    """The layers that are its stem, by name."""
+    in_chans: int = 3
+    """Channels of an input image."""
+    slot_options: Mapping[str, Mapping[str, Json]] = {}
+    """Layer -> options that the network's paper sets there, for a block that has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's models have it: in training each layer that `x` goes `through` is computed again in backward."""
+        self.grad_checkpointing = enable
+
+    def through(self, layers: nn.Sequential, x_NCHW: Tensor, staged: bool = False) -> Tensor:
+        """`layers` one after the other; staged: each of them is itself a Sequential of layers."""
+        if self.grad_checkpointing and self.training:
+            y_NCHW: Tensor = checkpoint_seq(layers, x_NCHW, flatten=staged)
+        else:
+            y_NCHW = layers(x_NCHW)
+        return y_NCHW
