@@ -6,9 +6,9 @@ import pkgutil
 from importlib import import_module
 
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, Block, Choice, ConvSpec, FusableBlock, check_options, declaration
+from harness.blocks.base import BLOCKS, NON_NEGATIVE, Block, Choice, ConvSpec, FusableBlock, check_options, declaration
 
-__all__ = ["BLOCKS", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
+__all__ = ["BLOCKS", "NON_NEGATIVE", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     import_module(_module.name)

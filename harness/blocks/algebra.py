@@ -47,8 +47,11 @@ def fold(weight_OIHW: Tensor, norm: nn.Module) -> Kernel:
     return Kernel(weight_OIHW * norm_scale(norm).reshape(-1, 1, 1, 1), norm_shift(norm))
 
 
-def fold_biased(kernel: Kernel, norm: BatchNorm) -> Kernel:
-    """T1 where the convolution has a bias, or is a sum of branches: the batch norm behind all of it."""
+def fold_biased(kernel: Kernel, norm: nn.Module) -> Kernel:
+    """T1 where the convolution has a bias, or is a sum of branches: the batch norm (or nothing) behind all of it."""
+    if isinstance(norm, nn.Identity):
+        return kernel
+    assert isinstance(norm, BatchNorm)
     weight, shift = fold(kernel.weight, norm)
     return Kernel(weight, kernel.bias * norm_scale(norm) + shift)
 

@@ -35,6 +35,8 @@ KERNEL_SIZES = tuple(range(1, 14, 2))
 
 Choice = str | bool | int
 
+NON_NEGATIVE = "non-negative input"
+
 
 @dataclass(frozen=True)
 class ConvSpec:
@@ -124,8 +126,8 @@ class Block(nn.Module):
     """Any that divide the channels, 1, or one for each channel with c_in == c_out."""
     same_channels: ClassVar[bool] = False
     """Whether c_in == c_out is needed."""
-    needs: ClassVar[str | None] = None
-    """What the fused form asks of the input beside its shape, in words."""
+    needs: str | None = None
+    """What the fused form asks of the input beside its shape: `NON_NEGATIVE`, or nothing."""
     at_least_one: ClassVar[tuple[str, ...]] = ()
     """Options, True or False, of which one must be True."""
 

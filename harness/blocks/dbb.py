@@ -110,7 +110,6 @@ class PointwiseAverage(nn.Module):
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        self.groups = spec.groups
         self.first = Pointwise(spec.c_in, spec.c_out, spec.groups)
         self.rim = PaddedBN(spec.c_out, spec.padding)
         self.second = AverageBN(spec, padding=0)
@@ -119,8 +118,9 @@ class PointwiseAverage(nn.Module):
         return self.second(self.rim(self.first(x_NCHW)))  # type: ignore[no-any-return]
 
     def kernel(self) -> Kernel:
-        first = algebra.fold(self.first.weight(), self.rim.bn)
-        return algebra.chain_folded(first, self.second.kernel(), self.groups)
+        """An average reads one channel for each output: Q / k^2 at every tap, its bias as it is; nothing to chain."""
+        (weight, bias), k = algebra.fold(self.first.weight(), self.rim.bn), self.second.spec.kernel_size
+        return algebra.fold_biased(Kernel((weight / k**2).expand(-1, -1, k, k), bias), self.second.bn)
 
 
 class Concat(nn.Module):

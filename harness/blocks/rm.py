@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, ConvSpec, FusableBlock
+from harness.blocks.base import BLOCKS, KERNEL_SIZES, NON_NEGATIVE, ConvSpec, FusableBlock
 from harness.blocks.branches import ConvBN, widen
 from harness.errors import Unsupported
 
@@ -40,7 +40,7 @@ class RM(FusableBlock):
     family = "re-parameterized"
     paper = "Meng et al., RMNet: Equivalently Removing Residual Connection from Networks, 2021, arXiv:2111.00687"
     kernel_sizes = KERNEL_SIZES[1:]
-    needs = "non-negative input"
+    needs: str | None = NON_NEGATIVE
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class RM(FusableBlock):
         self.second = ConvBN(second_place(spec, spec.c_out))
         self.shortcut = None if spec.keeps_shape else ConvBN(spec.resized(1))
         self.carry = carry
+        if carry == "prelu":
+            self.needs = None
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW: Tensor = self.second(F.relu(self.first(x_NCHW)))

@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None = None) -> nn.Module:
     """`model` itself, its batch norms, biases and zeros drawn from `seed`, the same on every device and in every dtype.
 
-    Weights of batch norms N(1, 0.2), all biases and whatever starts at zero N(0, 0.1), running variances U(0.5, 1.5), running means N(0, 0.3).
-    With an input the latter two are in units of the root mean square that each norm sees in one evaluation of the model
-    on it: then activations neither vanish nor overflow, however deep and branched the net. Modes stay as they are.
+    Weights of batch norms N(1, 0.2), all biases and whatever starts at zero N(0, 0.1), running variances U(0.5, 1.5),
+    running means N(0, 0.3). With an input the latter two are in units of the root mean square that each norm sees in
+    one evaluation of the model on it: then activations neither vanish nor overflow, however deep and branched the net.
+    Modes stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():

@@ -68,6 +68,11 @@ def swap(
             size = kernel_size
         options = {**layers.own_options(use.name), **block_options}
         made = _block_for(use.name, conv, chosen, size, _known_options(block, chosen, options, block_options))
+        if made.needs == blocks.NON_NEGATIVE and not use.non_negative:
+            raise Unsupported(
+                f"layer {use.name}: block {chosen} fuses exactly for {made.needs} only, which this layer may not have",
+                remedy="use carry: prelu, or name layers that follow a ReLU with where: {name: [...]}",
+            )
         new = replace_module(new, use.name, made)
         if use.norm is not None:
             new = replace_module(new, use.norm, without_norm(new.get_submodule(use.norm)))
@@ -199,7 +204,7 @@ def _shared(model: nn.Module) -> frozenset[str]:
     return frozenset().union(*together)
 
 
-def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options: dict[str, Json]) -> nn.Module:
+def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options: dict[str, Json]) -> blocks.Block:
     weight, dilation = conv.weight, conv.dilation[0]
     # A resized kernel takes as many zeros more as its reach is longer: the map keeps the size that it had.
     padding = (_padding(conv) or 0) + dilation * (kernel_size // 2 - conv.kernel_size[0] // 2)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from harness.errors import HarnessError
 from harness.memory import meta_copy
 from harness.models.backbones import input_shape
+from harness.models.signs import Signs
 
 OTHER_RANKS = {nn.Conv1d, nn.Conv3d}
 
@@ -25,11 +26,15 @@ NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 @dataclass
 class ConvUse:
-    """What one run showed about a convolution. `norm` is the batch norm that follows it and serves it alone."""
+    """What one run showed about a convolution. `norm` is the batch norm that follows it and serves it alone.
+
+    non_negative: what it reads cannot be negative, as far as that shows (signs.py).
+    """
 
     name: str
     runs: int = 0
     reads_input: bool = False
+    non_negative: bool = True
     norm: str | None = None
 
 
@@ -115,6 +120,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.never: dict[str, ConvUse] = {}
         self.handles: list[Any] = []
         self._outputs: dict[int, _Output] = {}
+        self._signs = Signs()
         self._input: Tensor | None = None
         self._inside: list[str] = []
         self._norm_runs: dict[str, int] = {}
@@ -149,7 +155,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         for leaf in tree_leaves((args, kwargs)):
             self._take(leaf, self._inside[-1] if self._inside else None)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._signs.ran(func, args, kwargs, result)
+        return result
 
     def _take(self, leaf: Any, taker: str | None) -> None:
         output = self._outputs.get(id(leaf))
@@ -161,6 +169,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             use = self.uses.setdefault(name, self.never.pop(name, ConvUse(name)))
             use.runs += 1
             use.reads_input |= bool(args) and args[0] is self._input
+            use.non_negative &= bool(args) and self._signs.cannot_be_negative(args[0])
             self._outputs[id(output)] = _Output(output, name)
 
         return hook

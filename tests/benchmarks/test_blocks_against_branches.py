@@ -168,8 +168,8 @@ def note(part: str, name: str, figures: dict[str, Any]) -> None:
         return
     written = json.loads(Path(path).read_text()) if Path(path).exists() else {}
     written |= {
-        "what": "processor seconds of a training step of a block and of a straightforward module of the same equation "
-        "(blocks), seconds of composing the kernels of a network and of its plain training pass (kernels); minima of "
+        "what": "processor seconds of a training step in one thread, of a block and of a straightforward module of its "
+        "equation (blocks), seconds of composing the kernels of a network and of its plain training pass (kernels); minima of "
         "turns in one process, and their ratio",
         "command": "BLOCK_SPEED=... python -m pytest tests/benchmarks/test_blocks_against_branches.py "
         "tests/benchmarks/test_kernel_generation.py",
