@@ -52,8 +52,8 @@ OPTIMIZERS = {
 }
 """Options that are None here follow from others: the implementation from the device, lr and decay from the base."""
 
-LAYER_OPTIONS = ("c_in", "c_out", "stride", "groups", "dilation")
-"""Options of the backbone `layer`, a single convolution: positive whole numbers."""
+LAYER_OPTIONS = {"c_in": 1, "c_out": 1, "stride": 1, "groups": 1, "dilation": 1, "padding": 0}
+"""Options of the backbone `layer`, a single convolution, and the least of each: whole numbers."""
 
 
 def default_batch_size(backbone: str, device: str) -> int:

@@ -74,7 +74,8 @@ class PlainNet(OwnNet):
 class Layer(nn.Module):
     """A single convolution slot, for studies of kernels.
 
-    Shapes: (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)); no classifier.
+    Shapes: (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)) with the default "same" padding; no
+    classifier.
     """
 
     stem_names: tuple[str, ...] = ()  # its one convolution is what is studied
@@ -87,9 +88,10 @@ class Layer(nn.Module):
         stride: int = 1,
         groups: int = 1,
         dilation: int = 1,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
-        padding = dilation * (kernel_size // 2)
+        padding = dilation * (kernel_size // 2) if padding is None else padding
         self.conv = nn.Conv2d(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias=False)
         self.norm = nn.BatchNorm2d(c_out)
 

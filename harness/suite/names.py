@@ -142,8 +142,8 @@ class _Names:
     @staticmethod
     def _backbone_options(variant: Variant) -> Mapping[str, Any]:
         catalog.lookup("backbone", catalog.backbones(), variant.name)
-        names = vocabulary.LAYER_OPTIONS if variant.name == "layer" else ()
-        return {name: {"type": "integer", "minimum": 1} for name in names}
+        options = vocabulary.LAYER_OPTIONS if variant.name == "layer" else {}
+        return {name: {"type": "integer", "minimum": least} for name, least in options.items()}
 
     @staticmethod
     def _device_options(variant: Variant) -> Mapping[str, Any]:
