@@ -14,9 +14,14 @@ FEW = 4
 """So many names are simply listed: the nearest spelling need not be the one that was meant."""
 
 
+MOST = 8
+"""So many of the names that begin with what was asked for are listed."""
+
+
 def unknown(kind: str, name: object, known: Collection[str], where: str | None = None) -> UnknownName:
-    """The error for a name that is not there: the nearest valid names, or all of them when none is near."""
-    near = get_close_matches(str(name), known, n=3, cutoff=0.6) if len(known) > FEW else []
+    """The error for a name that is not there: valid names that begin with it, else the nearest, or all of them."""
+    longer = [item for item in known if name and item.startswith(str(name))][:MOST]
+    near = longer or (get_close_matches(str(name), known, n=3, cutoff=0.6) if len(known) > FEW else [])
     names = near or sorted(known)[:12]
     more = "" if near or len(known) <= 12 else f" ... ({len(known)} in all)"
     return UnknownName(f"no {kind} is called {str(name)!r}", remedy=f"use {', '.join(names)}{more}", where=where)

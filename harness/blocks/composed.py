@@ -10,6 +10,7 @@ No branch has a norm of its own, so both train alike and not only in eval. `Chai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,9 @@ from harness.blocks.base import Choice, ConvSpec, FusableBlock
 from harness.blocks.branches import Branch
 from harness.blocks.cached import CachedKernel
 from harness.blocks.composition import no_autocast
+
+_Factor = tuple[Tensor, Tensor | None]
+"""Weight and bias; either all factors of a chain have a bias or none."""
 
 
 class ComposedBlock(FusableBlock):
@@ -45,8 +49,7 @@ class ComposedBlock(FusableBlock):
         return y_NCHW
 
     def kernel(self) -> Kernel:
-        composed = self._composed()
-        return algebra.fold_biased(composed, self.bn) if isinstance(self.bn, nn.BatchNorm2d) else composed
+        return algebra.fold_biased(self._composed(), self.bn)
 
     def _composed(self) -> Kernel:
         """W (c_out, c_in / g, k, k) and b (c_out,), composed outside autocast."""
@@ -88,16 +91,25 @@ class Chain(nn.Module):
         return self.factors(x_NCHW)  # type: ignore[no-any-return]
 
     def kernel(self) -> Kernel:
-        """Multiplied from the last factor on: what is mixed down to c_out channels first stays small."""
-        last, *earlier = reversed(list(self._kernels()))
-        weight, bias = last
-        for factor, shift in earlier:
-            if shift is not None and bias is not None:
-                bias = bias + algebra.carry(shift, weight, self.groups)
-            weight = algebra.series(factor, weight, self.groups)
+        """W (c_out, c_in / g, k, k) and b, pair by pair from that end where the products stay small.
+
+        That is the last one where a 1x1 mixes the channels down, else the first: a factor then slides over what has
+        grown in front of it, and not the other way round.
+        """
+        kernels = list(self._kernels())
+        if kernels[-1][0].shape[2:] == (1, 1):
+            weight, bias = reduce(lambda later, earlier: self._merged(earlier, later), reversed(kernels))
+        else:
+            weight, bias = reduce(self._merged, kernels)
         return Kernel(weight, weight.new_zeros(weight.shape[0]) if bias is None else bias)
 
-    def _kernels(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _merged(self, first: _Factor, second: _Factor) -> _Factor:
+        weight = algebra.series(first[0], second[0], self.groups)
+        if first[1] is None or second[1] is None:
+            return weight, None
+        return weight, second[1] + algebra.carry(first[1], second[0], self.groups)
+
+    def _kernels(self) -> Iterator[_Factor]:
         for factor in self.factors:
             assert isinstance(factor, nn.Conv2d)
             yield factor.weight, factor.bias

@@ -1,6 +1,6 @@
 """The plain convolution with its batch norm: what every other block is compared with.
 
-    train   y = bn(W * x)
+    train   y = bn(W * x)                          y = W * x + b where `norm` is off
     fused   y = W' * x + b,   W' = fold(W)
 
 Shapes: x (N, c_in, H, W) -> y (N, c_out, ceil(H / stride), ceil(W / stride)).
@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.branches import ConvBN
+from harness.blocks.composed import Chain
 
 
 @BLOCKS.register("conv")
@@ -30,9 +31,10 @@ class Conv(FusableBlock):
         reparam: Annotated[
             Literal["offline", "online"], "the two are the same for a single branch: there is nothing to compose"
         ] = "offline",
+        norm: Annotated[bool, "the batch norm; without it a bias, as beside blocks that have no norm"] = True,
     ) -> None:
-        super().__init__(spec, reparam=reparam)
-        self.branch = ConvBN(spec)
+        super().__init__(spec, reparam=reparam, norm=norm)
+        self.branch = ConvBN(spec) if norm else Chain(spec, (spec.c_in, spec.c_out), (spec.kernel_size,), bias=True)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.branch(x_NCHW)  # type: ignore[no-any-return]

@@ -94,6 +94,8 @@ PRESETS: Mapping[str, Where] = {
     "repvgg-paper": Where(stem=True),
     # "Every conv with 1 < k < 7", larger stems untouched: arXiv:2103.13425 and its repository.
     "dbb-paper": Where(kernel_sizes=(2, 3, 4, 5, 6), stem=True),
+    # Head, body and tail, all that SESR has: arXiv:2103.09404.
+    "sesr-paper": Where(kernel_sizes=(3, 5), stem=True),
 }
 
 KEYS = ("kernel_size", "stem", "depthwise", "stride", "name")

@@ -97,7 +97,7 @@ def build(name: str, num_classes: int = 1000, **options: Json) -> nn.Module:
             raise HarnessError(f"{name}: weights are not downloaded", remedy=f"leave out {download}")
     try:
         if name in OWN:
-            return OWN[name](num_classes=num_classes, **options) if has_classes(name) else OWN[name](**options)
+            return OWN[name](num_classes, **options) if has_classes(name) else OWN[name](**options)
         if name in _of_torchvision():
             return _torchvision(_of_torchvision()[name], num_classes, options)
         return _timm(name, num_classes, options)

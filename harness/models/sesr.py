@@ -7,7 +7,7 @@
 The layers are plain convolutions with a bias: the network as it is deployed. The paper trains it with block `clb` in
 every layer and, in the m layers of the body alone, an identity beside the block, which folds into the 3x3:
 
-    where: {kernel_size: [3, 5], stem: true},  block: {clb: {bias: true}}
+    block: clb,  where: sesr-paper
 
 Shapes: x (N, 1, H, W) in [0, 1] -> y (N, 1, s H, s W). No batch norm, no classes.
 Paper: Bhardwaj et al., Collapsible Linear Blocks for Super-Efficient Super Resolution, MLSys 2022, arXiv:2103.09404.

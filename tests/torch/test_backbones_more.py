@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torchvision.models.resnet import BasicBlock
 
 from harness import indexing
-from harness.catalog.where import PRESETS
 from harness.errors import HarnessError
 from harness.memory import build_on_meta
 from harness.metrics import Subject
@@ -253,10 +252,6 @@ def test_quantised_and_detecting_models_are_no_backbones():
     )
 
 
-def test_every_name_is_listed_once():
-    assert len(backbones.names()) == len(set(backbones.names()))
-
-
 @pytest.mark.parametrize("name", ["tv_regnet_y_400mf", "tv_maxvit_t"])
 def test_nothing_of_a_model_of_torchvision_on_meta_has_storage(name):
     assert all(tensor.is_meta for tensor in on_meta(name).state_dict().values())
@@ -315,7 +310,3 @@ def test_only_the_backbones_that_fit_are_built_again(monkeypatch):
     assert found["new"] == {"built": "new"}
     assert found["old"] == {"kept": 1}
     assert found["tv_new"] == {"built": "tv_new"}
-
-
-def test_the_repvgg_preset_takes_the_stem_of_plain_nets():
-    assert PRESETS["repvgg-paper"].stem

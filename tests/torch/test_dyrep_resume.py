@@ -273,7 +273,7 @@ def test_which_convolutions_can_be_expanded():
         "normed": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
     }
     assert [*expandable(nn.ModuleDict({**yes, **no}))] == list(yes)
-    assert [*expandable(blocks.create("orepa", 4, 4))] == []
+    assert [*expandable(blocks.create("dbb", 4, 4))] == []
 
 
 def test_convolutions_that_a_modules_own_conversion_reads_are_left_alone():

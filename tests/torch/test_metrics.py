@@ -188,7 +188,9 @@ def test_the_rim_is_where_windows_reach_into_the_padding():
     assert (~rim).nonzero().tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
     strided = nn.Conv2d(1, 1, 3, stride=2, padding=1)
     x = torch.zeros(1, 1, 8, 8)
-    assert fusion.rim_mask(ConvSpec(1, 1, 3, 2), x, strided(x)).sum() == 7  # the first row and column; the last window fits
+    assert (
+        fusion.rim_mask(ConvSpec(1, 1, 3, 2), x, strided(x)).sum() == 7
+    )  # the first row and column; the last window fits
 
 
 def test_a_backbones_layers_are_looked_at_one_by_one():

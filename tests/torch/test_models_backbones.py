@@ -72,6 +72,8 @@ def test_the_same_seed_builds_the_same_model():
     [
         ("resnet81", {}, UnknownName, "resnet"),
         ("plain_a7", {}, UnknownName, "plain_a0"),
+        ("resnext50", {}, UnknownName, "resnext50_32x4d"),
+        ("mobilenetv1", {}, UnknownName, "mobilenetv1_100"),
         ("hf-hub:timm/resnet18", {}, UnknownName, "no backbone"),
         ("resnet18", {"pretrained": True}, HarnessError, "not downloaded"),
         ("resnet18", {"flavour": 1}, HarnessError, "flavour"),

@@ -110,8 +110,7 @@ def test_sesr_has_the_weights_and_macs_of_the_table(size):
 
 def as_published(name, **options):
     """In the paper's training form: clb everywhere, with the identity in the body alone."""
-    ends = swap(build(name), "clb", where={"name": ["head", "tail"]}, **options)
-    return swap(ends, "clb", where={"name": "body.*"}, residual=True, **options)
+    return swap(build(name), "clb", where=EVERY_LAYER, **options)
 
 
 def test_the_network_says_where_its_blocks_have_an_identity():
@@ -173,3 +172,19 @@ def test_a_cell_of_a_net_without_classes_has_an_image_and_the_mean_of_squares():
     assert subject.loss(y, subject.target()).item() == pytest.approx((y**2).mean().item())
     assert not subject.has_classes
     assert not subject.is_layer
+
+
+@pytest.mark.parametrize(("options", "tail_has_one"), [({}, False), ({"residual": True}, True)])
+def test_what_is_asked_for_goes_before_what_the_network_says(options, tail_has_one):
+    """With residual asked for, the 16 -> 16 tail of x4 has one as well: the authors' collapsed class."""
+    model = as_published("sesr_m3_x4", **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    x = torch.randn(1, 16, 5, 5)
+    assert torch.equal(model.body[0].conv(x), x)
+    assert torch.equal(model.tail(x), x if tail_has_one else torch.zeros_like(x))
+
+
+def test_blocks_without_that_option_are_not_asked():
+    assert swap(build("sesr_m3_x2"), "dbb", where=EVERY_LAYER)(torch.rand(1, 1, 8, 8)).shape == (1, 1, 16, 16)
