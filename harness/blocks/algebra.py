@@ -67,16 +67,15 @@ def add(kernels: Iterable[Kernel]) -> Kernel:
 
 def chain(first_TIHW: Tensor, second_OTHW: Tensor, groups: int) -> Tensor:
     """T3 and T4: a 1x1 (T, C/g, 1, 1), then a kxk (O, T/g, k, k), both in `groups`: one kernel (O, C/g, k, k)."""
-    per_group = zip(first_TIHW.flatten(1).chunk(groups), second_OTHW.chunk(groups), strict=True)
-    return torch.cat([torch.einsum("ti,othw->oihw", first, second) for first, second in per_group])
+    c_out, width, rows, columns = second_OTHW.shape
+    taps_last = second_OTHW.permute(0, 2, 3, 1).reshape(groups, -1, width)
+    mixed = torch.bmm(taps_last, first_TIHW.reshape(groups, width, -1))  # one product for all groups
+    return mixed.reshape(c_out, rows, columns, -1).permute(0, 3, 1, 2).contiguous()
 
 
 def chain_folded(first: Kernel, second: Kernel, groups: int) -> Kernel:
     """T3 with biases. Exact at the rim only if the first stage's *output* is padded with its own bias."""
-    width = second.weight.shape[1]
-    reach = second.weight.sum((2, 3)).reshape(groups, -1, width)
-    carried = torch.einsum("got,gt->go", reach, first.bias.reshape(groups, width))
-    return Kernel(chain(first.weight, second.weight, groups), second.bias + carried.flatten())
+    return Kernel(chain(first.weight, second.weight, groups), second.bias + carry(first.bias, second.weight, groups))
 
 
 def concat(first: Tensor, second: Tensor, groups: int, axis: int = 0) -> Tensor:

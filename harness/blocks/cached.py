@@ -10,12 +10,15 @@ unseen is writing through an alias made earlier: a kept `.data`, or a NumPy view
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.autograd.graph import increment_version
+
+Composed = TypeVar("Composed")
+"""A kernel, with or without its bias."""
 
 Key = tuple[tuple[Tensor, int, int], ...]
 
@@ -39,9 +42,9 @@ class CachedKernel:
 
     def __init__(self) -> None:
         self._key: Key | None = None
-        self._kernel: Tensor | None = None
+        self._kernel: Any = None
 
-    def get(self, module: nn.Module, compose: Callable[[], Tensor]) -> Tensor:
+    def get(self, module: nn.Module, compose: Callable[[], Composed]) -> Composed:
         """What `compose` makes of the module's parameters and buffers: kept from the last call where it may be."""
         if not _still(module):
             self._key = self._kernel = None
@@ -50,7 +53,8 @@ class CachedKernel:
         if self._kernel is None or self._key is None or not _same(key, self._key):
             self._kernel = compose()
             self._key = key
-        return self._kernel
+        kernel: Composed = self._kernel
+        return kernel
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedKernel:
         return CachedKernel()

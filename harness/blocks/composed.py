@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +41,7 @@ class ComposedBlock(FusableBlock):
 
     def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__(spec, **options)
-        self._cache: Any = CachedKernel()  # keeps a Kernel as well as a tensor
+        self._cache = CachedKernel()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW: Tensor = self.bn(self._online(x_NCHW) if self.reparam == "online" else self.linear(x_NCHW))

@@ -96,7 +96,7 @@ class DyRepConv(FusableBlock):
         """The origin and the branches as one kernel; what follows them in a subclass is not in it."""
         weight = self.conv.weight
         bias = weight.new_zeros(weight.shape[0]) if self.conv.bias is None else self.conv.bias
-        return algebra.add([fold(Kernel(weight, bias), self.norm), *self._added()])
+        return algebra.add([algebra.fold_biased(Kernel(weight, bias), self.norm), *self._added()])
 
     @property
     def fitting(self) -> tuple[str, ...]:
@@ -183,14 +183,6 @@ class DyRepConv(FusableBlock):
         return [Kernel(algebra.embed(kernel.weight, self.spec.kernel_size), kernel.bias) for kernel in kernels]
 
 
-def fold(kernel: Kernel, norm: nn.Module) -> Kernel:
-    """A convolution with a bias and the batch norm (or nothing) behind it."""
-    if not isinstance(norm, nn.BatchNorm2d):
-        return kernel
-    folded = algebra.fold(kernel.weight, norm)
-    return Kernel(folded.weight, folded.bias + kernel.bias * algebra.norm_scale(norm))
-
-
 def _last_norm(branch: nn.Module) -> nn.BatchNorm2d:
     """The batch norm that ends a branch: each branch registers its own in the order in which they run."""
     return [module for module in branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
@@ -228,4 +220,4 @@ class DyRepBlock(DyRepConv):
         return self.bn(super().forward(x_NCHW))  # type: ignore[no-any-return]
 
     def kernel(self) -> Kernel:
-        return fold(self.summed(), self.bn)
+        return algebra.fold_biased(self.summed(), self.bn)
