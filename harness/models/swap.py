@@ -134,6 +134,8 @@ class _Layers:
             return "its weights are shared with another layer"
         if conv._forward_hooks or conv._forward_pre_hooks:
             return "it has hooks of its own"
+        if use.whole_map:
+            return "it sees the whole map at once: a linear layer"
         if conv.padding_mode != "zeros":
             return f"its padding is {conv.padding_mode}"
         if len(set(conv.stride)) > 1 or len(set(conv.dilation)) > 1:

@@ -29,12 +29,14 @@ class ConvUse:
     """What one run showed about a convolution. `norm` is the batch norm that follows it and serves it alone.
 
     non_negative: what it reads cannot be negative, as far as that shows (signs.py).
+    whole_map: a single window as large as the map: a linear layer written as a convolution.
     """
 
     name: str
     runs: int = 0
     reads_input: bool = False
     non_negative: bool = True
+    whole_map: bool = True
     norm: str | None = None
 
 
@@ -165,11 +167,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             output.takers.add(taker)
 
     def _conv_ran(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Conv2d, args: tuple[Any, ...], output: Tensor) -> None:
             use = self.uses.setdefault(name, self.never.pop(name, ConvUse(name)))
             use.runs += 1
             use.reads_input |= bool(args) and args[0] is self._input
             use.non_negative &= bool(args) and self._signs.cannot_be_negative(args[0])
+            use.whole_map &= bool(args) and 1 < args[0].shape[-1] == module.kernel_size[1] and output.shape[-1] == 1
             self._outputs[id(output)] = _Output(output, name)
 
         return hook

@@ -105,7 +105,7 @@ def test_a_neighbour_that_was_killed_from_outside_is_no_failure():
         os.kill(pid, signal.SIGKILL)
         while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
-    assert neighbour.taken is None or neighbour.taken < 0.5
+    assert neighbour.taken is None or 0 <= neighbour.taken <= 1  # of the moment that it lived
     assert not psutil.pid_exists(pid)
 
 

@@ -97,7 +97,7 @@ def saved_bytes(block: nn.Module, x: Tensor) -> int:
         todo += [following for following, _ in node.next_functions]
         held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
         for tensor in tree_leaves([held, getattr(node, "saved_tensors", ())]):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.ndim:  # a Python number stands there as a tensor too
                 kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(size for address, size in kept.items() if address not in own)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import product
 
 import pytest
+from metric_cells import CELL
 
 from harness import blocks, catalog, indexing
 from harness.catalog import vocabulary
 from harness.errors import HarnessError
 from harness.metrics.subject import DTYPES, FORMATS
 from harness.models import backbones
-from harness.records import Quantity
+from harness.planning.matrix import impossible
+from harness.records import Quantity, Variant
 
 REMEDY = "run python -m harness.indexing"
 
@@ -58,15 +62,19 @@ def test_quantities_are_read_back_as_declared():
     assert catalog.quantities()["accuracy"].better == "higher"
 
 
-def test_what_planning_refuses_the_constructor_refuses_too():
-    for name, declared in catalog.blocks().items():
-        if name == "native":
-            continue
-        for k in range(1, 16):
-            allowed = k in declared["limits"]["kernel_size"]
-            try:
-                blocks.create(name, 4, 4, kernel_size=k)
-            except HarnessError:
-                assert not allowed, (name, k)
-            else:
-                assert allowed, (name, k)
+LAYERS = [
+    {"c_in": c_in, "c_out": c_out, "groups": groups, "stride": stride, "dilation": dilation}
+    for (c_in, c_out, groups), stride, dilation in product([(4, 4, 1), (4, 8, 1), (4, 4, 2), (4, 4, 4)], [1, 2], [1, 2])
+]
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.blocks() if name != "native"])
+def test_what_planning_refuses_the_constructor_refuses_too(name):
+    for k, layer in product([*range(1, 16), 31], LAYERS):
+        cell = replace(CELL, block=Variant(name), backbone=Variant("layer", layer), kernel_size=k)
+        try:
+            blocks.create(name, kernel_size=k, **layer)
+        except HarnessError:
+            assert impossible(cell), cell
+        else:
+            assert impossible(cell) is None, cell

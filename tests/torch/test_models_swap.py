@@ -184,6 +184,13 @@ def test_layers_that_cannot_be_replaced_say_why():
         assert isinstance(kept, nn.BatchNorm2d)  # not the convolution's alone
 
 
+def test_a_linear_layer_written_as_a_convolution_stays():
+    """timm's VGG has one of 7x7 behind the last pool; OREPA's rule would take it for a large stem."""
+    new = swap(build("vgg11"), "orepa", where="orepa-paper")
+    assert left(new)["pre_logits.fc1"] == "it sees the whole map at once: a linear layer"
+    assert changed(new) == [*(f"features.{i}" for i in (3, 6, 8, 11, 13, 16, 18)), "pre_logits.fc2"]
+
+
 def test_a_model_that_looks_at_values_runs_on_real_tensors_instead():
     class Looks(nn.Module):
         def __init__(self):

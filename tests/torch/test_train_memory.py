@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from metric_cells import CELL, net, read
+from test_blocks_places import nearest
 from torch import nn
 
 from harness import blocks
@@ -41,29 +42,33 @@ def agree(cell):
     assert len(real.facts["modules"]) <= 10
 
 
-def sized(name):
-    """A kernel size that the block has."""
-    sizes = blocks.declaration(name)["limits"]["kernel_size"]
-    return 3 if 3 in sizes else sizes[0]
+def layer(name, **wanted):
+    """A cell with the block in a layer like the wanted one, in the nearest place that it takes."""
+    options = {"c_in": 64, "c_out": 64, "stride": 1, "groups": 1, "dilation": 1, **wanted}
+    c_in, c_out, k, stride, groups, dilation = nearest(
+        name, (options["c_in"], options["c_out"], 3, options["stride"], options["groups"], options["dilation"])
+    )
+    sizes = {"c_in": c_in, "c_out": c_out, "stride": stride, "groups": groups, "dilation": dilation}
+    return replace(CELL, block=Variant(name), backbone=Variant("layer", sizes), kernel_size=k)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "amp_bfloat16"])
 @pytest.mark.parametrize("name", blocks.BLOCKS)
 def test_every_block_holds_what_is_predicted_to_the_byte(name, dtype):
-    agree(replace(CELL, block=Variant(name), kernel_size=sized(name), dtype=dtype))
+    agree(replace(layer(name), dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "amp_float16"])
 @pytest.mark.parametrize("name", ["conv", "dbb", "orepa"])
 def test_some_blocks_do_so_in_the_other_dtypes(name, dtype):
-    agree(replace(CELL, block=Variant(name), kernel_size=sized(name), dtype=dtype))
+    agree(replace(layer(name), dtype=dtype))
 
 
 # two at a time: each is its own line of a block's code
 @pytest.mark.parametrize("options", [{"groups": 64, "stride": 2}, {"groups": 4, "c_out": 32, "dilation": 2}])
 @pytest.mark.parametrize("name", blocks.BLOCKS)
 def test_every_block_does_so_with_groups_strides_and_dilation(name, options):
-    agree(replace(CELL, block=Variant(name), kernel_size=sized(name), backbone=Variant("layer", options)))
+    agree(layer(name, **options))
 
 
 NAMED = [
