@@ -134,8 +134,9 @@ class _Names:
 
     def _something_left(self, block: Variant, location: Location) -> None:
         """Of a block's components one must stay."""
-        components = catalog.blocks()[block.name]["limits"].get("at_least_one", [])
-        if components and not any(block.options.get(name, True) for name in components):
+        declared = catalog.blocks()[block.name]
+        components = declared["limits"].get("at_least_one", [])
+        if components and not any(block.options.get(n, declared["options"][n]["default"]) for n in components):
             problem = f"{block.name} has nothing left: {', '.join(components)} are all false"
             raise self.fail(problem, "leave at least one of them true", location)
 

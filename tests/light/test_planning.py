@@ -94,6 +94,22 @@ def test_a_layer_whose_groups_do_not_divide_it_is_refused(suite_of):
         plan(suite_of(text))
 
 
+@pytest.mark.parametrize(
+    ("block", "layer", "says"),
+    [
+        ("dirac", "stride: 2", "dirac has no stride 2"),
+        ("unirep", "groups: 64, dilation: 2", "unirep has no dilation 2"),
+        ("clb", "groups: 2", "clb has no groups"),
+        ("repvgg_dw", "c_in: 8, c_out: 8", "repvgg_dw is depthwise"),
+        ("rm_repvgg", "c_out: 32", "rm_repvgg keeps the number of channels"),
+    ],
+)
+def test_a_layer_beyond_a_blocks_limits_is_refused(suite_of, block, layer, says):
+    text = f"axes: {{block: {block}, backbone: {{layer: {{{layer}}}}}, kernel_size: 7}}\nmetrics: params"
+    with pytest.raises(SuiteError, match=says):
+        plan(suite_of(text))
+
+
 def test_a_kernel_that_only_the_stem_has_can_be_asked_for(suite_of):
     text = "axes: {block: conv, backbone: resnet18, where: {kernel_size: 7%s}}\nmetrics: params"
     assert plan(suite_of(text % ", stem: true")).cells
