@@ -210,8 +210,12 @@ class DyRepBlock(DyRepConv):
             Literal["none", "all"],
             "those that are there from the start: none, as in the paper, or all that fit, as large as it can get",
         ] = "none",
+        score: Annotated[
+            Literal["synflow", "grad_norm", "snip", "random"], "what a training ranks the convolutions by, to expand one"
+        ] = "synflow",
     ) -> None:
-        super().__init__(spec, reparam=reparam, branches=branches)
+        super().__init__(spec, reparam=reparam, branches=branches, score=score)
+        self.score = score
         self.bn = nn.BatchNorm2d(spec.c_out)
         if branches == "all" and self.fitting:
             self.grow(self.fitting)

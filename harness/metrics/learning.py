@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.blocks.dyrep import DyRepConv
+from harness.blocks.dyrep import DyRepBlock
 from harness.metrics.subject import Subject
 from harness.models.dyrep import DyRep, schedule_for
 from harness.records import Json
@@ -68,8 +68,10 @@ class _Course:
         total = epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, total))
         self.dyrep: DyRep | None = None
-        if any(isinstance(module, DyRepConv) for module in model.modules()):
-            self.dyrep = DyRep(model, self.optimizer, *schedule_for(epochs), seed=subject.seed)
+        block = next((module for module in model.modules() if isinstance(module, DyRepBlock)), None)
+        if block is not None:
+            schedule = schedule_for(epochs)
+            self.dyrep = DyRep(model, self.optimizer, *schedule, score=block.score, seed=subject.seed)
 
     @property
     def journal(self) -> tuple[Json, ...]:

@@ -287,3 +287,11 @@ def test_new_branches_are_trained_and_the_same_seed_grows_the_same():
         *_, last = [module.weight for module in branch.modules() if isinstance(module, nn.BatchNorm2d)]
         assert (last != 0.01).all()
     assert [*branches] == event["branches"] != []
+
+
+@pytest.mark.parametrize("score", ["synflow", "grad_norm", "snip", "random"])
+def test_the_block_says_by_which_score_it_grows(score):
+    subject = Subject(net("test_resnet", Variant("dyrep", {"score": score}), optimizer=sgd()))
+    images, labels = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
+    learned = learn(subject, subject.model("train", classes=10), images, labels, 2, 10)
+    assert [event["rule"] for event in learned.journal if event["event"] == "expand"] == [score]
