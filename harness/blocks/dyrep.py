@@ -211,7 +211,7 @@ class DyRepBlock(DyRepConv):
             "those that are there from the start: none, as in the paper, or all that fit, as large as it can get",
         ] = "none",
         score: Annotated[
-            Literal["synflow", "grad_norm", "snip", "random"], "what a training ranks the convolutions by, to expand one"
+            Literal["synflow", "grad_norm", "snip", "random"], "what convolutions are ranked by when one is to grow"
         ] = "synflow",
     ) -> None:
         super().__init__(spec, reparam=reparam, branches=branches, score=score)
