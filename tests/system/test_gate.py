@@ -116,8 +116,8 @@ def test_a_slower_block_and_an_extra_saved_tensor_fail_the_gate_and_nothing_else
     suite = user.suite(SUITE)
     with user.shell() as shell:
         measured_before_and_again(shell, suite)
-        slower = ("blocks/repvgg.py", RETURN_REPVGG, SLOWER + RETURN_REPVGG)
-        changes = slower, ("blocks/acb.py", RETURN, KEEPS_MORE)
+        waiting = ("blocks/repvgg.py", RETURN_REPVGG, SLOWER + RETURN_REPVGG)
+        changes = waiting, ("blocks/acb.py", RETURN, KEEPS_MORE)
         measured_with(user, suite, mutated(*changes))
         code, rows = regressed(shell, "changed")
         assert code == 1
