@@ -31,7 +31,7 @@ class Measuring:
             wanted = facts.get("precision")
             why = ENDED.get(facts["rule"], "it was stopped").format(precision=f"{100 * (wanted or 0):g} %")
             widest = facts.get("widest")
-            width = f", the widest is {100 * widest:.2g} %" if widest is not None else ""
+            width = f", the widest is {_percent(widest)}" if widest is not None else ""
             yield f"Measured for {facts['rounds']} rounds, {facts['seconds']:.0f} s: {why}{width}."
         if self.apart:
             yield (
@@ -39,11 +39,16 @@ class Measuring:
                 f"ratios are of seconds, not milliseconds, apart ({self.apart})."
             )
         if self.suspicious:
-            share = 100 * self.suspicious / self.samples
+            share = _percent(self.suspicious / self.samples)
             yield (
-                f"{self.suspicious} of {self.samples} samples are flagged as suspicious ({share:.2g} %) and were kept: "
+                f"{self.suspicious} of {self.samples} samples are flagged as suspicious ({share}) and were kept: "
                 "'harness show' says which and why."
             )
+
+
+def _percent(share: float) -> str:
+    """Two digits below 10 %, whole percents above."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def measuring(records: Sequence[Record], groups: dict[str, str]) -> dict[str, Measuring]:
