@@ -30,7 +30,7 @@ metrics: [params, saved_memory, fusion_error, fused_output]
 """
 IN_DBB = "        self.branches = Parallel(spec.kernel_size, branches)\n"
 ONE_PARAMETER_MORE = """        import torch
-        self.spare = nn.Parameter(torch.zeros(1))
+        self.spare = nn.Parameter(torch.ones(1))  # a zero would be drawn, and shift what is drawn after it
 """
 IN_ACB = '        self.branches = Parallel(k, {"k x k": square, "k x 1": vertical, "1 x k": horizontal})\n'
 ANOTHER_EPS = """        for norm in self.branches.modules():
