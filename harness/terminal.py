@@ -192,6 +192,8 @@ def _limits(limits: Json) -> list[str]:
     k = f"{sizes[0]}-{sizes[-1]}" if odd and len(sizes) > 2 else ", ".join(map(str, sizes))
     rest = [_several(limits.get(key, "")) for key in ("stride", "dilation")]
     groups += ", c_in = c_out" if limits.get("same_channels") and groups != "depthwise" else ""
+    multiple = limits.get("channel_multiple", 1)
+    groups += f", channels in {multiple}s" if multiple > 1 else ""
     return [k, rest[0], groups, rest[1]]
 
 

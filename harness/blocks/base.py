@@ -126,6 +126,8 @@ class Block(nn.Module):
     """Any that divide the channels, 1, or one for each channel with c_in == c_out."""
     same_channels: ClassVar[bool] = False
     """Whether c_in == c_out is needed."""
+    channel_multiple: ClassVar[int] = 1
+    """What c_in and c_out must be multiples of, with the options' defaults."""
     needs: str | None = None
     """What the fused form asks of the input beside its shape: `NON_NEGATIVE`, or nothing."""
     at_least_one: ClassVar[tuple[str, ...]] = ()
@@ -178,6 +180,13 @@ class Block(nn.Module):
             problem = f"block {name} keeps the number of channels, not {spec.c_in} -> {spec.c_out}"
             raise Unsupported(problem, remedy="use c_out == c_in")
 
+    def _refuse_remainder(self, divisor: int, why: str) -> None:
+        """Raise Unsupported unless `divisor` divides c_in and c_out. Not among the declared limits: options decide."""
+        for name in ("c_in", "c_out"):
+            if getattr(self.spec, name) % divisor:
+                problem = f"{name} = {getattr(self.spec, name)} is not a multiple of {divisor}, {why}"
+                raise Unsupported(f"block {name_of(type(self))}: {problem}", remedy=f"use multiples of {divisor}")
+
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.spec, field.name)}" for field in fields(self.spec))
 
@@ -186,19 +195,27 @@ class FusableBlock(Block):
     """A block that is one convolution, and `after` behind it, once its batch norms use running statistics."""
 
     after: nn.Module
-    """What follows the sum and is not linear (squeeze-and-excitation); nothing in most blocks."""
+    """What follows the sum and is no convolution (an attention, a shuffle of channels); nothing in most blocks."""
 
     def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__(spec, **options)
         self.after = nn.Identity()
 
     @property
-    def window(self) -> ConvSpec:
-        """What one output of the fused form sees of the input: the rim is where this reaches into the padding."""
+    def deployed(self) -> ConvSpec:
+        """The convolution that it becomes, where that is not the one it stands for: with groups, dilated, ..."""
         return self.spec
 
+    @property
+    def window(self) -> ConvSpec:
+        """What one output of the fused form sees of the input: the rim is where this reaches into the padding."""
+        return self.deployed
+
     def kernel(self) -> Kernel:
-        """The folded kernel (c_out, c_in / groups, k, k) and bias (c_out,), by running statistics, differentiable."""
+        """The folded kernel (c_out, c_in / groups, k, k) of `deployed` and bias (c_out,), by running statistics.
+
+        Differentiable.
+        """
         raise NotImplementedError
 
     def fused(self) -> nn.Conv2d | nn.Sequential:
@@ -215,7 +232,7 @@ class FusableBlock(Block):
             folded: Kernel = functional_call(_Folding(self), exact, ())
             weight, bias = (tensor.to(of.device, of.dtype).contiguous() for tensor in folded)
             # On meta for its shapes only: an initialisation would draw from the random stream.
-            s = self.spec
+            s = self.deployed
             fused = nn.Conv2d(s.c_in, s.c_out, s.kernel_size, s.stride, s.padding, s.dilation, s.groups, device="meta")
             fused.weight, fused.bias = nn.Parameter(weight), nn.Parameter(bias)
             if isinstance(self.after, nn.Identity):
@@ -278,7 +295,7 @@ def declaration(name: str) -> dict[str, Any]:
         "family": block.family,
         "paper": block.paper,
         "fusable": block.fusable(),
-        "evaluations": list(options["reparam"].choices),
+        "evaluations": list(options["reparam"].choices) if "reparam" in options else [],
         "options": {
             key: {"choices": list(option.choices), "default": option.default, "what": option.what}
             for key, option in options.items()
@@ -289,6 +306,7 @@ def declaration(name: str) -> dict[str, Any]:
             "groups": block.groups,
             "dilation": list(block.dilations) if block.dilations else "any",
             "same_channels": block.same_channels,
+            "channel_multiple": block.channel_multiple,
             "needs": block.needs,
             "at_least_one": list(block.at_least_one),
         },

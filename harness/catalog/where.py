@@ -7,8 +7,11 @@ its keys changed::
     where: 7
     where: {kernel_size: [3, 5], depthwise: false, name: "layer1.*"}
     where: {repvgg-paper: {stem: false}}
+    where: {kernel_size: [1, 3], unit_end: true, except: "layer1.*"}
 
-A key left out keeps its default. A layer's exact name (no ``*?[``) picks that layer whatever the other keys say.
+`unit_end` picks the last convolution of each residual unit (`UNITS`), shortcuts aside: where attentions stand in their
+papers. A key left out keeps its default. A layer's exact name (no ``*?[``) picks that layer whatever the other keys
+say.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ class Where:
     depthwise: bool | None = None
     strides: tuple[int, ...] | None = None
     names: tuple[str, ...] = ()
+    excepted: tuple[str, ...] = ()
+    unit_end: bool = False
+    classifier: bool = False
+    """Whether the linear classifier is replaced too, by blocks that have a linear form."""
     companions: tuple[Companion, ...] = ()
 
     @property
@@ -52,10 +59,16 @@ class Where:
         """The layers called by their full name."""
         return frozenset(name for name in self.names if not set(name) & set("*?["))
 
-    def refuses(self, name: str, *, kernel_size: int, stride: int, depthwise: bool, stem: bool) -> str:
+    def refuses(
+        self, name: str, *, kernel_size: int, stride: int, depthwise: bool, stem: bool, ends_unit: bool = False
+    ) -> str:
         """Why the layer is not picked; empty when it is."""
         if name in self.exact_names:
             return ""
+        if any(fnmatchcase(name, pattern) for pattern in self.excepted):
+            return "excepted"
+        if self.unit_end and not ends_unit:
+            return "it does not end a residual unit"
         if stem and not self.stem:
             return "the stem stays unless named"
         if self.names and not any(fnmatchcase(name, pattern) for pattern in self.names):
@@ -79,6 +92,14 @@ class Where:
         return None
 
 
+UNITS = ("BasicBlock", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "EdgeResidual", "MBConv")
+"""Classes of modules of timm and torchvision that add their input, or could, behind their last convolution."""
+
+SHORTCUTS = ("*downsample*", "*shortcut*")
+"""Names of convolutions beside the residual branch."""
+GATES = ("*.se.*", "*.attn.*", "*.fc1", "*.fc2")
+"""Names of convolutions inside a backbone's own attentions."""
+
 PRESETS: Mapping[str, Where] = {
     "default": Where(),
     # The authors' networks: k 3 and 5 become OREPA (or DBB); with OREPA 1x1 layers and large stems have blocks of their
@@ -96,9 +117,31 @@ PRESETS: Mapping[str, Where] = {
     "dbb-paper": Where(kernel_sizes=(2, 3, 4, 5, 6), stem=True),
     # Head, body and tail, all that SESR has: arXiv:2103.09404.
     "sesr-paper": Where(kernel_sizes=(3, 5), stem=True),
+    # Stem, shortcuts and classifier static, the last 1x1 of a MobileNetV2 dynamic: the repository of ODConv.
+    "odconv-paper": Where(kernel_sizes=(1, 3, 5, 7), excepted=(*SHORTCUTS, *GATES)),
+    # Shortcuts too: the re-implementation of arXiv:1912.03458 that the published counts are of.
+    "dyconv-paper": Where(kernel_sizes=(1, 3, 5, 7), excepted=GATES),
+    # ResNets: stem and shortcuts static, the classifier dynamic. MobileNetV2: expansions and projections alone.
+    "dcd-paper": Where(
+        kernel_sizes=(1, 3, 5, 7),
+        depthwise=False,
+        excepted=(*SHORTCUTS, *GATES, "conv_head", "blocks.0.*"),
+        classifier=True,
+    ),
+    # The 7x7 stem is gated too; a 1x1 has nothing to gate: arXiv:1910.08373 and its repository.
+    "cgc-paper": Where(kernel_sizes=(3, 5, 7), stem=True),
+    # Every convolution of ShuffleNetV2's units: arXiv:2007.11823.
+    "weightnet-paper": Where(kernel_sizes=(1, 3), excepted=("conv1.*", "conv5.*")),
+    # The last three stages of an EfficientNet-B0: arXiv:1904.04971. Here each layer routes for itself; the shared
+    # routing of a unit is timm's, backbones tf_efficientnet_cc_b0_4e, ...
+    "condconv-paper": Where(kernel_sizes=(1, 3, 5), names=("blocks.[456].*",), excepted=GATES),
+    # Behind the last batch norm of each residual branch, before the addition: SE, CBAM and those after them.
+    "attention-paper": Where(kernel_sizes=(1, 3), unit_end=True),
+    # A plan of warehouses instead of a choice of layers: arXiv:2406.07879, harness.models.warehouse_plans.
+    "kw-paper": Where(kernel_sizes=(1, 3, 5, 7), stem=True),
 }
 
-KEYS = ("kernel_size", "stem", "depthwise", "stride", "name")
+KEYS = ("kernel_size", "stem", "depthwise", "stride", "name", "except", "unit_end")
 
 
 def parse(value: Where | Json) -> Where:
@@ -144,8 +187,10 @@ def _mapping(value: Mapping[str, Json]) -> Where:
     if "stride" in value:
         chosen["strides"] = _sizes("stride", value["stride"])
     if "name" in value:
-        chosen["names"] = _names(value["name"])
-    for key in ("stem", "depthwise"):
+        chosen["names"] = _names("name", value["name"])
+    if "except" in value:
+        chosen["excepted"] = _names("except", value["except"])
+    for key in ("stem", "depthwise", "unit_end"):
         if key in value:
             chosen[key] = _truth(key, value[key])
     return replace(base, **chosen)
@@ -158,10 +203,10 @@ def _sizes(key: str, value: Json) -> tuple[int, ...]:
     return tuple(items)
 
 
-def _names(value: Json) -> tuple[str, ...]:
+def _names(key: str, value: Json) -> tuple[str, ...]:
     items: Collection[Json] = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not items or any(not isinstance(item, str) for item in items):
-        raise HarnessError(f"name cannot be {value!r}", remedy='use a layer name or a pattern such as "layer1.*"')
+        raise HarnessError(f"{key} cannot be {value!r}", remedy='use a layer name or a pattern such as "layer1.*"')
     return tuple(items)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.blocks import BLOCKS
 from harness.devices import Clock
 from harness.errors import Unsupported
 from harness.metrics.base import metric, one
@@ -53,8 +52,7 @@ def compile_time(subject: Subject, backend: str) -> Iterable[Reading]:
     """
     clock = Clock(subject.device)
     starting = clock.time(lambda: _compile_small_function(subject, backend))
-    forms: tuple[Form, ...] = ("train", "fused")
-    for form in forms if _folds(subject) else forms[:1]:
+    for form in subject.forms:
         model = subject.model(form)
         _call(subject, form, model)()
         with _cold_caches(), _explained(backend):
@@ -65,11 +63,6 @@ def compile_time(subject: Subject, backend: str) -> Iterable[Reading]:
             facts = {"first": first, **steady(clock, compiled)}
         beyond = first - facts["steady"]
         yield one("compile_time", form, "s", beyond, backend=backend, caches="cold", starting=starting, **facts)
-
-
-def _folds(subject: Subject) -> bool:
-    name = subject.cell.block.name
-    return name not in BLOCKS or BLOCKS[name].fusable()
 
 
 def _call(subject: Subject, form: Form, model: nn.Module) -> Callable[[], object]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from harness.blocks import BLOCKS
 from harness.devices import Clock
 from harness.errors import HarnessError, Unsupported
 from harness.memory import StorageTracker, live_bytes
@@ -85,9 +84,9 @@ class _OnTheHost(StorageTracker):  # type: ignore[no-untyped-call]
 
 
 def _foldable(subject: Subject) -> nn.Module:
-    name = subject.cell.block.name
-    if name in BLOCKS and not BLOCKS[name].fusable():
-        raise Unsupported(f"block {name} does not become one convolution", remedy="leave its conversion out")
+    if "fused" not in subject.forms:
+        problem = f"nothing of block {subject.cell.block.name} becomes a convolution here"
+        raise Unsupported(problem, remedy="leave its conversion out")
     return subject.model("train")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from harness.blocks.per_sample import KernelWork, MapWork
 from harness.memory import meta_copy
 from harness.metrics.base import metric, one
 from harness.metrics.subject import Subject
@@ -23,7 +25,8 @@ def _forms(subject: Subject) -> Iterable[tuple[Form, nn.Module]]:
     with torch.device("meta"):
         model = subject.bare_model()
     yield "train", model.train()
-    yield "fused", fuse(meta_copy(model).eval())
+    if "fused" in subject.forms:
+        yield "fused", fuse(meta_copy(model).eval())
 
 
 @metric("params", TaskKind.CELL, Quantity("params", "1", Kind.COUNT, forms=BOTH, what="parameters"), on_device=False)
@@ -41,6 +44,13 @@ def params(subject: Subject) -> Iterable[Reading]:
         "macs_kernel", "MAC", Kind.COUNT, forms=BOTH, what="multiply-accumulates a pass spends on composing kernels"
     ),
     Quantity(
+        "macs_mixing",
+        "MAC",
+        Kind.COUNT,
+        forms=BOTH,
+        what="multiply-accumulates that make an image its own kernels; beside macs",
+    ),
+    Quantity(
         "winograd_muls", "MAC", Kind.COUNT, forms=BOTH, what="macs, 3x3 at stride 1 counted 4/9: Winograd F(2x2, 3x3)"
     ),
     on_device=False,
@@ -48,6 +58,8 @@ def params(subject: Subject) -> Iterable[Reading]:
 def macs(subject: Subject) -> Iterable[Reading]:
     """Multiply-accumulates of convolutions and matrix products in a forward pass.
 
+    Dynamic convolutions make each image kernels of its own: what that takes, products of elements included, is
+    `macs_mixing` and not in `macs`. There, too, the products of elements count that stand in for a convolution.
     What grows with the batch is the work per image; what does not is the composition of kernels, paid once
     a pass. Normalisation, activation and pooling are not counted, as in the papers. Winograd's multiplications are
     theoretical (arXiv:2101.03697, section 3): whether a library uses that algorithm is its own affair.
@@ -57,21 +69,56 @@ def macs(subject: Subject) -> Iterable[Reading]:
         two, three = (_forward_macs(subject, model, batch) for batch in (2, 3))
         yield one("macs", form, "MAC", three.plain - two.plain)
         yield one("macs_kernel", form, "MAC", 3 * two.plain - 2 * three.plain)
+        if three.mixing:
+            yield one("macs_mixing", form, "MAC", three.mixing - two.mixing)
         yield one("winograd_muls", form, "MAC", three.winograd - two.winograd)
 
 
 class _Macs(NamedTuple):
     plain: int
+    mixing: int
     winograd: int
 
 
 def _forward_macs(subject: Subject, model: nn.Module, batch: int) -> _Macs:
     """Forward only: torch's counter is wrong backward for grouped convolutions."""
     x = torch.empty(subject.input_shape(batch), device="meta")
-    plain, winograd = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=WINOGRAD)
+    plain = FlopCounterMode(display=False, custom_mapping=ELEMENTWISE)
+    winograd = FlopCounterMode(display=False, custom_mapping={**ELEMENTWISE, **WINOGRAD})
     with plain, winograd, torch.no_grad():
         model(x)
-    return _Macs(int(plain.get_total_flops()) // 2, int(winograd.get_total_flops()) // 2)
+    muls, _ = _work(model, winograd)
+    return _Macs(*_work(model, plain), muls)
+
+
+def _work(model: nn.Module, counter: FlopCounterMode) -> tuple[int, int]:
+    """What was spent on the map and what on kernels.
+
+    Products of elements count only inside modules that say that they are one or the other.
+    """
+    counts = counter.get_flop_counts()
+    whole = _macs_of(counts["Global"], elementwise=False)
+    kernels, apart = (
+        sum(_macs_of(counts.get(name, {}), elementwise) for name in _marked(model, KernelWork))
+        for elementwise in (True, False)
+    )
+    products = sum(counts.get(name, {}).get(aten.mul, 0) // 2 for name in _marked(model, MapWork))
+    return whole - apart + products, kernels
+
+
+def _macs_of(counts: Mapping[Any, int], elementwise: bool) -> int:
+    return sum(flops for op, flops in counts.items() if elementwise or op is not aten.mul) // 2
+
+
+def _marked(model: nn.Module, mark: type[nn.Module]) -> list[str]:
+    """Modules of that kind, none inside another, as the counter calls them."""
+    names = [name for name, module in model.named_modules() if isinstance(module, mark)]
+    root = type(model).__name__
+    return [
+        f"{root}.{name}" if name else root
+        for name in names
+        if not any(name.startswith(f"{other}.") or not other for other in names if other != name)
+    ]
 
 
 def _winograd_flops(
@@ -92,5 +139,11 @@ def _winograd_flops(
     return flops * 4 // 9 if applies else flops
 
 
+def _product_flops(*shapes: Any, out_shape: Sequence[int], **more: Any) -> int:
+    """A product of elements takes a multiply-accumulate for each of its results."""
+    return 2 * math.prod(out_shape)
+
+
 aten = torch.ops.aten
+ELEMENTWISE = {aten.mul: _product_flops}
 WINOGRAD = {aten.convolution: _winograd_flops, aten._convolution: _winograd_flops}

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.blocks import BLOCKS
-from harness.errors import Unsupported
 from harness.metrics.base import metric, one
 from harness.metrics.fusion_error import LARGEST_BATCH
 from harness.metrics.subject import Subject
@@ -37,28 +35,28 @@ DIRECTIONS_SEED = 20220
         "fused_output",
         "1",
         Kind.CLOSE,
-        forms=("fused",),
+        forms=("fused", "train"),
         what="root mean square of the fused form's output, then its projections on 16 fixed directions",
     ),
 )
 def fused_output(subject: Subject) -> Iterable[Reading]:
     """What the fused form computes, as 17 numbers that see a change of any element of its output.
 
+    Where nothing folds they are of the train form in eval mode.
+
     The weights are the seed's, the batch norms lived in, everything is in float64 on the CPU: the cell's device,
     dtype and memory format do not matter, so that the numbers of one machine hold on another.
     """
-    name = subject.cell.block.name
-    if name in BLOCKS and not BLOCKS[name].fusable():
-        raise Unsupported(f"block {name} does not become one convolution", remedy="measure its train form alone")
     plain = replace(subject.cell, device=Variant("cpu"), dtype="float32", memory_format="contiguous")
     here = Subject(plain, subject.seed)
+    form = here.forms[-1]
     x = here.input(min(plain.batch_size, LARGEST_BATCH)).double()
     # float64 before anything is computed: all that machines can differ in are then the drawn weights' last bits
     model = here.bare_model().double().eval()
     _live_in(model, subject.seed, x)
     with torch.inference_mode():
-        y = fuse(model).eval()(x)
-    yield one("fused_output", "fused", "1", signature(y), seed=subject.seed, images=len(x), image_size=plain.image_size)
+        y = (fuse(model).eval() if form == "fused" else model)(x)
+    yield one("fused_output", form, "1", signature(y), seed=subject.seed, images=len(x), image_size=plain.image_size)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.metrics.base import Step, metric
 from harness.metrics.subject import Subject
-from harness.records import Form, Json, Kind, Quantity, TaskKind
+from harness.records import Json, Kind, Quantity, TaskKind
 
 OPTIONS: dict[str, Json] = {
     "cold": {
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Json] = {
     options=OPTIONS,
 )
 def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:
-    """Seconds per forward pass in eval mode, of the train form and of the fused form.
+    """Seconds per forward pass in eval mode, of the train form and, where there is one, of the fused form.
 
     A small model stays in the cache from one pass to the next, and what the host does for every launch may take
     longer than the work: `cold` and `graph` take away the one and the other. Raises Unsupported for a graph where
@@ -40,8 +40,7 @@ def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:
     """
     facts = {name: True for name, on in (("cold", cold), ("graph", graph)) if on}
     x = subject.input()
-    forms: tuple[Form, ...] = ("train", "fused")
-    for form in forms:
+    for form in subject.forms:
         run = forward_pass(subject, subject.model(form).eval(), x)
         yield Step("latency", form, "s", subject.device.capture(run) if graph else run, facts, cold)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.blocks.dyrep import DyRepBlock
 from harness.metrics.subject import Subject
+from harness.models.annealing import Annealing
 from harness.models.dyrep import DyRep, schedule_for
 from harness.records import Json
 
@@ -67,6 +68,7 @@ class _Course:
         self.optimizer = subject.optimizer(model)
         total = epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, total))
+        self.annealing = Annealing(model, self.steps_per_epoch, epochs)
         self.dyrep: DyRep | None = None
         block = next((module for module in model.modules() if isinstance(module, DyRepBlock)), None)
         if block is not None:
@@ -90,6 +92,7 @@ class _Course:
 
     def _step(self, chosen: Tensor) -> float:
         """The loss on these images, and a step down it where it is finite."""
+        self.annealing.step()
         self.optimizer.zero_grad(set_to_none=True)
         with self.subject.autocast():
             loss = self.subject.loss(self.model(self.images[chosen]), self.labels[chosen])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from harness import blocks, devices
 from harness.catalog.vocabulary import OPTIMIZERS
 from harness.errors import Unsupported
-from harness.models import backbones, custom_l2, fuse, repopt, swap
-from harness.records import Cell
+from harness.models import NothingToFold, backbones, custom_l2, fuse, repopt, swap
+from harness.records import Cell, Form
 from harness.suite import where_value
 
 DTYPES = {
@@ -49,6 +50,19 @@ class Subject:
     def has_classes(self) -> bool:
         """Whether the output is logits. A layer's is a map, a super-resolution network's an image."""
         return backbones.has_classes(self.cell.backbone.name)
+
+    @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """Train and fused; train alone where nothing folds, as in a layer whose kernel is another for every sample."""
+        if self.cell.block.name not in blocks.BLOCKS or blocks.BLOCKS[self.cell.block.name].fusable():
+            return ("train", "fused")
+        with torch.device("meta"):
+            model = self.bare_model()
+        try:
+            fuse(model.eval())
+        except NothingToFold:
+            return ("train",)
+        return ("train", "fused")
 
     @property
     def dtype(self) -> torch.dtype:

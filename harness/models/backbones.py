@@ -14,6 +14,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from harness.blocks import Block
 from harness.errors import HarnessError, Unsupported
 from harness.memory import build_on_meta
 from harness.models import diracnet, plain, sesr, wide
@@ -161,6 +162,9 @@ def input_shape(model: nn.Module, batch: int = 1, image: int | None = None) -> t
 
     image: side in pixels; None means 56 for `layer`, what timm's configuration says for its models, else 224.
     """
+    if isinstance(model, Block):
+        channels = model.spec.c_in
+        return (batch, channels, image or LAYER_MAP, image or LAYER_MAP)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
     config: Any = getattr(model, "pretrained_cfg", None) or {}

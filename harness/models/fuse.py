@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.blocks import FusableBlock, algebra
-from harness.errors import HarnessError
+from harness.errors import Unsupported
 from harness.models.layers import LayerChange, has_own_reparameterization, label, replace_module, without_norm
 from harness.models.tracing import trace
+
+
+class NothingToFold(Unsupported):
+    """The model has no fused form: its kernels are mixed anew for every sample, or it is plain already."""
+
 
 FOLDABLE = (nn.Conv2d, Conv2dSame)
 """Convolutions that are linear in the weight they store; a subclass may standardise or mix it first."""
@@ -29,7 +34,7 @@ def fuse(model: nn.Module) -> nn.Module:
     the CPU and cast last to the dtypes and devices of `model`; what could be trained before can be afterwards.
     The new model's `fuse_report` is a tuple of `LayerChange`: everything folded, and each batch norm that stays.
 
-    Raises HarnessError when there is nothing to fold.
+    Raises NothingToFold when there is nothing to fold.
     """
     home = _Home(model)
     report: list[LayerChange] = []
@@ -40,7 +45,7 @@ def fuse(model: nn.Module) -> nn.Module:
         _fold_norms(new, report)
         home.bring_back(new)
     if not report:
-        raise HarnessError(
+        raise NothingToFold(
             f"nothing in this {type(model).__name__} can be fused",
             remedy="put a block in with harness.swap first, or measure its train form alone",
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -100,6 +102,7 @@ class _Layers:
         self.classifier = _configured(model, "classifier")
         self._own_options = getattr(model, "slot_options", {})
         self.shared = _shared(model)
+        self.unit_ends = _unit_ends(self.modules, self.uses)
         self.closed = {
             name: "is a block already" if isinstance(module, blocks.Block) else "re-parameterizes itself (block native)"
             for name, module in self.modules.items()
@@ -172,6 +175,7 @@ class _Layers:
             stride=conv.stride[0],
             depthwise=is_depthwise(conv),
             stem=use.name in self.stem,
+            ends_unit=use.name in self.unit_ends,
         )
 
 
@@ -192,6 +196,21 @@ def _configured(model: nn.Module, key: str) -> frozenset[str]:
     config = getattr(model, "pretrained_cfg", None) or {}
     names = config.get(key) or ()
     return frozenset([names] if isinstance(names, str) else names)
+
+
+def _unit_ends(modules: Mapping[str, nn.Module], uses: Iterable[ConvUse]) -> frozenset[str]:
+    """The convolution that runs last in each residual unit, shortcuts aside."""
+    last = {}
+    for use in uses:
+        if any(fnmatchcase(use.name, pattern) for pattern in rules.SHORTCUTS):
+            continue
+        parents = use.name.split(".")[:-1]
+        for length in range(len(parents), 0, -1):
+            unit = ".".join(parents[:length])
+            if type(modules[unit]).__name__ in rules.UNITS:
+                last[unit] = use.name
+                break
+    return frozenset(last.values())
 
 
 def _shared(model: nn.Module) -> frozenset[str]:

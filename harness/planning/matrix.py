@@ -196,6 +196,9 @@ def _beyond_limits(cell: Cell, limits: dict[str, Any]) -> str | None:
             return f"{CANNOT}{name} has no {key} {layer[key]} (it has {', '.join(map(str, limits[key]))})"
     if limits["same_channels"] and layer["c_in"] != layer["c_out"]:
         return f"{CANNOT}{name} keeps the number of channels, not {layer['c_in']} -> {layer['c_out']}"
+    multiple = limits.get("channel_multiple", 1)
+    if not cell.block.options and any(layer[side] % multiple for side in ("c_in", "c_out")):
+        return f"{CANNOT}{name} needs channels in multiples of {multiple}, not {layer['c_in']} -> {layer['c_out']}"
     if limits["groups"] == "dense" and layer["groups"] != 1:
         return f"{CANNOT}{name} has no groups, {layer['groups']} were asked for"
     if limits["groups"] == "depthwise" and not layer["groups"] == layer["c_in"] == layer["c_out"]:

@@ -9,6 +9,9 @@ from importlib.resources import files
 
 from harness.registry import unknown
 
+FILES = ("reparam.csv", "dynamic.csv")
+"""Re-parameterized blocks; dynamic convolutions, attentions and what stands beside them."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -29,7 +32,7 @@ class Figure:
 
 
 def figures() -> tuple[Figure, ...]:
-    """All of them, in the order of the file."""
+    """All of them, in the order of the files."""
     return tuple(_by_id().values())
 
 
@@ -42,12 +45,13 @@ def figure(id: str) -> Figure:
 
 @cache
 def _by_id() -> dict[str, Figure]:
-    text = files(__package__).joinpath("reparam.csv").read_text(encoding="utf-8")
     found: dict[str, Figure] = {}
-    for row in csv.DictReader(text.splitlines()):
-        if row["id"] in found:
-            raise ValueError(f"two published figures are called {row['id']}")  # our bug, not the user's
-        found[row["id"]] = _figure(row)
+    for name in FILES:
+        text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+        for row in csv.DictReader(text.splitlines()):
+            if row["id"] in found:
+                raise ValueError(f"two published figures are called {row['id']}")  # our bug, not the user's
+            found[row["id"]] = _figure(row)
     return found
 
 

@@ -155,6 +155,9 @@ class _Entry:
             return self.died.get(cell, MISSING)
         if math.isnan(row.value):
             return str(row.status) if not Status(row.status).measured else "not a number"
+        if self.entry.reduction:
+            ratio = view.ratios.get((cell, *self.key))
+            return "reference" if ratio is None else f"{100 * (1 - ratio.ratio):.2f}"
         scale = Scale(self.entry.factor, self.entry.unit)
         text = _number(row.value / self.entry.factor)
         if row.kind == Kind.SAMPLED and math.isfinite(row.low):
@@ -173,10 +176,9 @@ def _table(entry: Published, rows: list[Row], readings: list[Reading]) -> Table:
     columns = [
         _column(("published", unit), [f"{row.figure.value:.{places}f}" for row in rows]),
         _column(("this run", unit), [row.ours for row in rows]),
-        _column(("published", "added", unit), [_against(row, row.published_added, places) for row in rows]),
-        _column(("this run", "added", unit), [_against(row, row.added) for row in rows]),
-        _column(("added, ours", "/ published"), ["" if row.is_reference else _quotient(row) for row in rows]),
     ]
+    if not entry.reduction:
+        columns += _added(rows, unit, places)
     if entry.yardstick is not None:
         columns += [
             _column(("published", "saved", "[%]"), [_share(row, row.published_saved) for row in rows]),
@@ -186,6 +188,15 @@ def _table(entry: Published, rows: list[Row], readings: list[Reading]) -> Table:
     corner = ", ".join(dict.fromkeys([*apart, *(row.view.compared for row in rows)]))
     labels = tuple(_label(row, apart) for row in rows)
     return Table(entry.title, _caption(entry, rows, readings, places), corner, labels, tuple(columns))
+
+
+def _added(rows: list[Row], unit: str, places: int) -> list[Column]:
+    """What each has more than its reference."""
+    return [
+        _column(("published", "added", unit), [_against(row, row.published_added, places) for row in rows]),
+        _column(("this run", "added", unit), [_against(row, row.added) for row in rows]),
+        _column(("added, ours", "/ published"), ["" if row.is_reference else _quotient(row) for row in rows]),
+    ]
 
 
 def _column(heading: tuple[str, ...], cells: list[str]) -> Column:
@@ -243,7 +254,9 @@ def _caption(entry: Published, rows: list[Row], readings: list[Reading], places:
     parts.append(f"published: {'; '.join(published)}")
     parts.append(f"this run: {_what(entry, rows, readings)}")
     references = _each(row.view.reference_label for row in rows)
-    if references:
+    if references and entry.reduction:
+        parts.append(f"numbers: by how much less than the reference {' or '.join(references)}")
+    elif references:
         parts.append(f"added: more than the reference {' or '.join(references)}")
     if entry.yardstick is not None:
         parts.append(f"saved: the share of what {entry.yardstick} adds that a variant does not")
@@ -259,7 +272,8 @@ def _precision(entry: Published, figures: list[Figure], places: int) -> str:
     if "+-" in printed:
         return f"published in {printed.removesuffix(',')}"
     step = f"{10.0**-places:g} {entry.unit}".removesuffix(" 1")
-    return f"published in {printed} to the nearest {step}, so their differences may be off by as much"
+    off = "" if entry.reduction else ", so their differences may be off by as much"
+    return f"published in {printed} to the nearest {step}{off}"
 
 
 def _what(entry: Published, rows: list[Row], readings: list[Reading]) -> str:

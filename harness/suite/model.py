@@ -207,6 +207,9 @@ class Published(Strict):
     saved_from: VariantValue | int | None = Field(
         None, description="the variant of each group whose extra over the reference is what the others save from"
     )
+    reduction: Annotated[bool, Field(strict=True)] = Field(
+        False, description="true: the numbers are by how many % a cell has less than its group's reference"
+    )
     figures: dict[str, str] = Field(
         min_length=1,
         description='a published id and the one cell it speaks of, as in OREPA-T4-005: block == "dbb" and '

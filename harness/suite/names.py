@@ -44,17 +44,25 @@ def _check_published(suite: Suite, entry: Published, at: Location, read: Collect
     if entry.form not in quantity.forms:
         remedy = f"use {' or '.join(form or repr(form) for form in quantity.forms)}"
         raise suite.fail(f"{entry.metric} has no form {entry.form!r}", remedy, (*at, "form"))
-    if entry.unit not in PUBLISHED_UNITS:
-        error = unknown("unit", entry.unit, _units_for(quantity.unit))
-        raise suite.fail(error.problem, error.remedy, (*at, "unit"))
-    if entry.unit not in _units_for(quantity.unit):
-        problem = f"{entry.metric} is not measured in {entry.unit}"
-        raise suite.fail(problem, f"use {', '.join(_units_for(quantity.unit))}", (*at, "unit"))
+    _check_unit(suite, entry, at, quantity.unit)
     for id_, text in entry.figures.items():
         try:
             Expression(text)
         except HarnessError as problem:
             raise suite.fail(problem.problem, problem.remedy, (*at, "figures", id_)) from None
+
+
+def _check_unit(suite: Suite, entry: Published, at: Location, unit: str) -> None:
+    if entry.reduction:
+        if entry.unit != "%" or entry.saved_from is not None:
+            remedy = "use unit: '%', without saved_from"
+            raise suite.fail("a reduction is a share of the reference's own quantity", remedy, (*at, "reduction"))
+    elif entry.unit not in PUBLISHED_UNITS:
+        error = unknown("unit", entry.unit, _units_for(unit))
+        raise suite.fail(error.problem, error.remedy, (*at, "unit"))
+    elif entry.unit not in _units_for(unit):
+        problem = f"{entry.metric} is not measured in {entry.unit}"
+        raise suite.fail(problem, f"use {', '.join(_units_for(unit))}", (*at, "unit"))
 
 
 def _units_for(unit: str) -> list[str]:
