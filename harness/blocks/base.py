@@ -127,7 +127,7 @@ class Block(nn.Module):
     same_channels: ClassVar[bool] = False
     """Whether c_in == c_out is needed."""
     channel_multiple: ClassVar[int] = 1
-    """What c_in and c_out must be multiples of, with the options' defaults."""
+    """What c_in and c_out must be multiples of in each of the place's groups, with the options' defaults."""
     needs: str | None = None
     """What the fused form asks of the input beside its shape: `NON_NEGATIVE`, or nothing."""
     at_least_one: ClassVar[tuple[str, ...]] = ()

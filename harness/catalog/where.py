@@ -128,7 +128,7 @@ PRESETS: Mapping[str, Where] = {
         excepted=(*SHORTCUTS, *GATES, "conv_head", "blocks.0.*"),
         classifier=True,
     ),
-    # The 7x7 stem is gated too; a 1x1 has nothing to gate: arXiv:1910.08373 and its repository.
+    # The 7x7 stem is gated too; a 1x1 has nothing to gate: arXiv:1910.05577 and its repository.
     "cgc-paper": Where(kernel_sizes=(3, 5, 7), stem=True),
     # Every convolution of ShuffleNetV2's units: arXiv:2007.11823.
     "weightnet-paper": Where(kernel_sizes=(1, 3), excepted=("conv1.*", "conv5.*")),

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from harness import blocks
+from harness.blocks.dcd import DCDLinear
 from harness.catalog import where as rules
 from harness.catalog.where import Where
 from harness.errors import HarnessError, Unsupported
-from harness.models.layers import (
-    LayerChange,
-    has_own_reparameterization,
-    is_depthwise,
-    label,
-    replace_module,
-    without_norm,
-)
-from harness.models.tracing import ConvUse, Trace, trace
+from harness.models.candidates import Layers, padding_of
+from harness.models.layers import LayerChange, has_own_reparameterization, label, replace_module, without_norm
+from harness.models.tracing import trace
+from harness.models.warehouse_plans import PAPER, plan
+from harness.models.warehouses import swap_in_warehouses
 from harness.records import Json
+
+LINEAR: Mapping[str, Callable[[int, int], nn.Module]] = {"dcd": DCDLinear}
+"""What a block's paper puts in the place of the linear classifier, for a rule that picks that."""
+
+SHARING = "kw"
+"""The block whose layers take their kernels from warehouses that they share: a network is swapped as a whole."""
 
 NATIVE = "native"
 """The block that means: timm's own re-parameterizable modules, as they are."""
@@ -43,6 +45,7 @@ def swap(
         batch norm that follows each. See `harness.catalog.where` for presets and keys.
     kernel_size: resizes the layers that `where` picks (1x1 layers never change); padding keeps the map's size.
     block_options: handed to the block's constructor.
+    Block `kw` shares warehouses: the layers that `where` picks one for each stage, with `kw-paper` as its paper does.
 
     A block brings its own normalisation: a batch norm that takes the convolution's output and nothing else goes,
     its activation (timm's BatchNormAct2d) stays. The blocks have fresh weights on the device and in the dtype of
@@ -56,7 +59,9 @@ def swap(
     new = deepcopy(model)
     if block == NATIVE:
         return _native(new, kernel_size, block_options)
-    layers = _Layers(new, trace(model, training=True))
+    if block == SHARING:
+        return _in_warehouses(model, rule, kernel_size, block_options)
+    layers = Layers(new, trace(model, training=True))
     report = []
     for use in layers.uses:
         conv = layers.conv(use.name)
@@ -80,155 +85,29 @@ def swap(
             new = replace_module(new, use.norm, without_norm(new.get_submodule(use.norm)))
         after = f"{chosen}({conv.in_channels}, {conv.out_channels}, {size}x{size})"
         report.append(LayerChange(use.name, before, after, reason))
+    if rule.classifier and block in LINEAR:
+        report += _swap_classifiers(new, layers, LINEAR[block])
     if not any(change.changed for change in report):
         raise _nothing_matched(layers, rule, report)
     new.swap_report = tuple(report)  # type: ignore[assignment]
     return new
 
 
-def candidates(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that some `where` could pick, by name, in the order in which they run; not the stem."""
-    return _Layers(model, trace(model, training=True)).free()
-
-
-class _Layers:
-    """The convolutions of a model as `where` sees them."""
-
-    def __init__(self, model: nn.Module, seen: Trace) -> None:
-        self.modules = dict(model.named_modules())
-        self.uses = tuple(seen.convs.values())
-        own_stem = getattr(model, "stem_names", None)  # the harness's backbones say it themselves
-        self.stem = seen.stem | _configured(model, "first_conv") if own_stem is None else frozenset(own_stem)
-        self.classifier = _configured(model, "classifier")
-        self._own_options = getattr(model, "slot_options", {})
-        self.shared = _shared(model)
-        self.unit_ends = _unit_ends(self.modules, self.uses)
-        self.closed = {
-            name: "is a block already" if isinstance(module, blocks.Block) else "re-parameterizes itself (block native)"
-            for name, module in self.modules.items()
-            if isinstance(module, blocks.Block) or (name and has_own_reparameterization(module))
-        }
-
-    def conv(self, name: str) -> nn.Conv2d:
-        module = self.modules[name]
-        assert isinstance(module, nn.Conv2d)
-        return module
-
-    def own_options(self, name: str) -> dict[str, Json]:
-        """What the network's paper sets for a block in this layer; only the harness's networks say so."""
-        return dict(self._own_options.get(name, {}))
-
-    def free(self) -> dict[str, nn.Conv2d]:
-        """Those that a block could take the place of, the stem aside."""
-        uses = [use for use in self.uses if use.name not in self.stem and not self.cannot(use)]
-        return {use.name: self.conv(use.name) for use in uses}
-
-    def cannot(self, use: ConvUse) -> str:
-        """Why no block could take the layer's place, whatever is asked; empty when one could."""
-        conv = self.conv(use.name)
-        height, width = conv.kernel_size
-        if type(conv) is not nn.Conv2d:
-            return f"{type(conv).__name__} is not a plain Conv2d"
-        if height != width:
-            return f"its kernel is {height}x{width}, not square"
-        if use.runs != 1:
-            return f"runs {use.runs} times in one forward pass" if use.runs else "does not run as a module"
-        if use.name in self.shared:
-            return "its weights are shared with another layer"
-        if conv._forward_hooks or conv._forward_pre_hooks:
-            return "it has hooks of its own"
-        if use.whole_map:
-            return "it sees the whole map at once: a linear layer"
-        if conv.padding_mode != "zeros":
-            return f"its padding is {conv.padding_mode}"
-        if len(set(conv.stride)) > 1 or len(set(conv.dilation)) > 1:
-            return "its stride or dilation differs between rows and columns"
-        if height % 2 == 0:
-            return f"its kernel is {height}x{width}, and even kernels have no centre"
-        if _padding(conv) is None:
-            return f"its padding is {conv.padding}, which differs between rows and columns"
-        return next((f"{name} {why}" for name, why in self.closed.items() if _within(use.name, name)), "")
-
-    def choose(self, use: ConvUse, rule: Where, block: str) -> tuple[str | None, str]:
-        """The block that takes the layer's place when `block` is put in, or None; and why."""
-        if reason := self.cannot(use):
-            return None, reason
-        reason = self.unpicked(use, rule)
-        if not reason:
-            return block, "picked by where"
-        parents = use.name.split(".")[:-1]
-        inside = [type(self.modules[".".join(parents[: i + 1])]).__name__ for i in range(len(parents))]
-        size, stem = self.conv(use.name).kernel_size[0], use.name in self.stem
-        companion = rule.companion(block, kernel_size=size, stem=stem, inside=inside)
-        if companion is None or any(_within(use.name, name) for name in self.classifier):
-            return None, reason
-        return companion, f"picked by where for {block}'s companion"
-
-    def unpicked(self, use: ConvUse, rule: Where) -> str:
-        """Why `rule` does not pick the layer; empty when it does."""
-        conv = self.conv(use.name)
-        if use.name not in rule.exact_names and any(_within(use.name, name) for name in self.classifier):
-            return "the classifier stays unless named"
-        return rule.refuses(
-            use.name,
-            kernel_size=conv.kernel_size[0],
-            stride=conv.stride[0],
-            depthwise=is_depthwise(conv),
-            stem=use.name in self.stem,
-            ends_unit=use.name in self.unit_ends,
-        )
-
-
-def _padding(conv: nn.Conv2d) -> int | None:
-    """Zeros on each side of an odd square kernel's map; None where rows and columns differ."""
-    if isinstance(conv.padding, str):
-        return 0 if conv.padding == "valid" else conv.dilation[0] * (conv.kernel_size[0] // 2)
-    rows, columns = conv.padding
-    return rows if rows == columns else None
-
-
-def _within(name: str, ancestor: str) -> bool:
-    return name == ancestor or not ancestor or name.startswith(f"{ancestor}.")
-
-
-def _configured(model: nn.Module, key: str) -> frozenset[str]:
-    """Layer names in timm's configuration of the model."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get(key) or ()
-    return frozenset([names] if isinstance(names, str) else names)
-
-
-def _unit_ends(modules: Mapping[str, nn.Module], uses: Iterable[ConvUse]) -> frozenset[str]:
-    """The convolution that runs last in each residual unit, shortcuts aside."""
-    last = {}
-    for use in uses:
-        if any(fnmatchcase(use.name, pattern) for pattern in rules.SHORTCUTS):
+def _swap_classifiers(new: nn.Module, layers: Layers, make: Callable[[int, int], nn.Module]) -> Iterator[LayerChange]:
+    for name in sorted(layers.classifier):
+        linear = new.get_submodule(name)
+        if type(linear) is not nn.Linear:
             continue
-        parents = use.name.split(".")[:-1]
-        for length in range(len(parents), 0, -1):
-            unit = ".".join(parents[:length])
-            if type(modules[unit]).__name__ in rules.UNITS:
-                last[unit] = use.name
-                break
-    return frozenset(last.values())
-
-
-def _shared(model: nn.Module) -> frozenset[str]:
-    """Modules registered under several names, and modules one of whose parameters another module has too."""
-    by_module: dict[int, set[str]] = {}
-    by_parameter: dict[int, set[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        by_module.setdefault(id(module), set()).add(name)
-        for parameter in module.parameters(recurse=False):
-            by_parameter.setdefault(id(parameter), set()).add(name)
-    together = [names for names in (*by_module.values(), *by_parameter.values()) if len(names) > 1]
-    return frozenset().union(*together)
+        with torch.device("meta" if linear.weight.is_meta else "cpu"):
+            made = make(linear.in_features, linear.out_features)
+        replace_module(new, name, made.to(linear.weight.device, linear.weight.dtype).train(linear.training))
+        yield LayerChange(name, label(linear), label(made), "the classifier, picked by where")
 
 
 def _block_for(name: str, conv: nn.Conv2d, block: str, kernel_size: int, options: dict[str, Json]) -> blocks.Block:
     weight, dilation = conv.weight, conv.dilation[0]
     # A resized kernel takes as many zeros more as its reach is longer: the map keeps the size that it had.
-    padding = (_padding(conv) or 0) + dilation * (kernel_size // 2 - conv.kernel_size[0] // 2)
+    padding = (padding_of(conv) or 0) + dilation * (kernel_size // 2 - conv.kernel_size[0] // 2)
     # Made on the CPU whatever the device, so that a seed gives the same weights everywhere.
     place = "meta" if weight.is_meta else "cpu"
     try:
@@ -259,6 +138,24 @@ def _known_options(block: str, chosen: str, options: dict[str, Json], asked: dic
     }
 
 
+def _in_warehouses(model: nn.Module, rule: Where, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:
+    """The paper's plan of warehouses, or one for each stage of the layers that `rule` picks; norms stay."""
+    if kernel_size is not None:
+        raise Unsupported(f"in a network block {SHARING} keeps the kernel sizes", remedy="leave kernel_size out")
+    with torch.device("meta"):
+        blocks.create(SHARING, 16, 16, **options)  # refuses options that it does not have
+    named: frozenset[str] | None = None
+    if rule != rules.PRESETS[PAPER]:
+        layers = Layers(model, trace(model, training=True))
+        chosen = [(use, *layers.choose(use, rule, SHARING)) for use in layers.uses]
+        named = frozenset(use.name for use, block, _ in chosen if block is not None)
+        if not named:
+            report = [LayerChange(use.name, "", "", reason) for use, _, reason in chosen]
+            raise _nothing_matched(layers, rule, report)
+    ratio, norm = options.get("ratio", 1), options.get("attention_norm")
+    return swap_in_warehouses(model, plan(model, ratio, PAPER if named is None else named, norm))
+
+
 def _native(new: nn.Module, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:
     if kernel_size is not None or options:
         raise Unsupported("block native has neither kernel sizes nor options", remedy="leave them out")
@@ -274,7 +171,7 @@ def _native(new: nn.Module, kernel_size: int | None, options: dict[str, Json]) -
     return new
 
 
-def _nothing_matched(layers: _Layers, rule: Where, report: list[LayerChange]) -> HarnessError:
+def _nothing_matched(layers: Layers, rule: Where, report: list[LayerChange]) -> HarnessError:
     sizes = Counter(conv.kernel_size[0] for conv in layers.free().values())
     found = ", ".join(f"{size}x{size} ({count} layers)" for size, count in sorted(sizes.items()))
     other = [size for size in sorted(sizes) if size > 1 and size not in rule.kernel_sizes]

@@ -163,6 +163,8 @@ def impossible(cell: Cell) -> str | None:
     sizes = block["limits"]["kernel_size"]
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
+    if cell.block.name == "kw" and cell.backbone.name != "layer" and cell.kernel_size is not None:
+        return f"{CANNOT}in a network block kw keeps the kernel sizes"
     if cell.backbone.name == "layer":
         return _indivisible(cell) or _beyond_limits(cell, block["limits"])
     return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)
@@ -197,7 +199,7 @@ def _beyond_limits(cell: Cell, limits: dict[str, Any]) -> str | None:
     if limits["same_channels"] and layer["c_in"] != layer["c_out"]:
         return f"{CANNOT}{name} keeps the number of channels, not {layer['c_in']} -> {layer['c_out']}"
     multiple = limits.get("channel_multiple", 1)
-    if not cell.block.options and any(layer[side] % multiple for side in ("c_in", "c_out")):
+    if not cell.block.options and any(layer[side] % (multiple * layer["groups"]) for side in ("c_in", "c_out")):
         return f"{CANNOT}{name} needs channels in multiples of {multiple}, not {layer['c_in']} -> {layer['c_out']}"
     if limits["groups"] == "dense" and layer["groups"] != 1:
         return f"{CANNOT}{name} has no groups, {layer['groups']} were asked for"

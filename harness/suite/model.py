@@ -25,7 +25,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10
 PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-COUNTS = {"1": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+COUNTS = {"1": 1.0, "k": 1e3, "M": 1e6, "Mi": 2.0**20, "G": 1e9, "T": 1e12}
 PUBLISHED_UNITS: dict[str, tuple[tuple[str, ...], float]] = {
     **{name: (("B",), float(size)) for name, size in UNITS.items()},
     **{name: (("s",), size) for name, size in TIMES.items()},
@@ -34,7 +34,7 @@ PUBLISHED_UNITS: dict[str, tuple[tuple[str, ...], float]] = {
 }
 """Unit of a published number -> the quantities' units that it can stand for, and how much of one it is.
 
-GB is 1e9 bytes and GiB 2**30; M and G count parameters as well as multiply-accumulates.
+GB is 1e9 bytes and GiB 2**30; M and G count parameters as well as multiply-accumulates, Mi is 2**20 of them.
 """
 
 

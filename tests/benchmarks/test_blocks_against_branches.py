@@ -16,8 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import straightforward
+import straightforward_attention
+import straightforward_experts
+import straightforward_filters
+import straightforward_gates
+import straightforward_structural
+import straightforward_warehouse
 import torch
-from straightforward import FEATURES, grown_dyrep
 from straightforward_composed import BOTH, Composed
 from test_blocks_speed import OTHERS, Neighbours, ratio_of_minima
 from torch import Tensor, nn
@@ -36,7 +42,26 @@ convolution (1.15), a kernel composed with one dense product too many (1.19) do 
 
 PLACES = {"features": (8, 64, 56), "composed": (8, 256, 7)}
 """Batch, channels, rows and columns."""
-KERNEL_SIZES = {"expand_ck": 5, "expand_fc": 1, "orepa_1x1": 1, "orepa_stem": 7, "replk": 13, "unirep": 7}
+FEATURES: dict[str, Callable[[int, int], nn.Module]] = {
+    **straightforward.FEATURES,
+    **straightforward_experts.FEATURES,
+    **straightforward_gates.FEATURES,
+    **straightforward_warehouse.FEATURES,
+    **straightforward_filters.FEATURES,
+    **straightforward_attention.FEATURES,
+    **straightforward_structural.FEATURES,
+}
+"""Every block that has no composed kernel, by what it does to the map."""
+
+KERNEL_SIZES = {
+    "expand_ck": 5,
+    "expand_fc": 1,
+    "orepa_1x1": 1,
+    "orepa_stem": 7,
+    "replk": 13,
+    "stacked_3x3": 5,
+    "unirep": 7,
+}
 """Where a block has no 3, or is not meant for it."""
 DEPTHWISE = ("replk", "repmixer", "repvgg_dw", "unirep")
 
@@ -66,7 +91,7 @@ class Case(NamedTuple):
 
     def straightforward(self, channels: int) -> nn.Module:
         if self.branches is not None:
-            return grown_dyrep(channels, self.size())
+            return straightforward.grown_dyrep(channels, self.size())
         if self.block in FEATURES:
             return FEATURES[self.block](channels, self.size())
         return BOTH[self.block](channels, self.size(), Composed if self.counterpart == "composed" else nn.Sequential)
@@ -84,7 +109,13 @@ CASES = (
 
 def test_every_block_has_its_counterpart() -> None:
     assert {case.block for case in CASES} == set(BLOCKS)
-    assert set(BOTH) == {name for name in BLOCKS if BLOCKS[name].options()["reparam"].default == "online"}
+    assert set(BOTH) == {name for name in BLOCKS if evaluation(name) == "online"}
+
+
+def evaluation(name: str) -> Choice | None:
+    """The default one of a block that has any."""
+    reparam = BLOCKS[name].options().get("reparam")
+    return reparam.default if reparam else None
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -153,11 +184,10 @@ def enough(turns: int, ratio: float, seconds: float) -> bool:
 
 def other_evaluation(case: Case, x: Tensor) -> dict[str, float]:
     """Seconds of a step where the block has an evaluation that is not its default: for the record, not judged."""
-    reparam = BLOCKS[case.block].options()["reparam"]
     steps = {
         choice: stepper(case.made(x.shape[1], reparam=choice), x)
-        for choice in reparam.choices
-        if choice != reparam.default
+        for choice in blocks.declaration(case.block)["evaluations"]
+        if choice != evaluation(case.block)
     }
     return {f"{choice}_seconds": round(min(step(), step()), 4) for choice, step in steps.items()}
 

@@ -77,6 +77,8 @@ def test_a_bare_one_is_the_unit_of_counts(suite_of):
         ("unit: GB", "unit: ms", "9:11", "train_memory is not measured in ms", "GiB"),
         ("unit: GB", "unit: M", "9:11", "train_memory is not measured in M", "GiB"),
         ("unit: GB", "unit: 1.5", "9:11", "string", "1e9 bytes"),
+        ("unit: GB", "unit: GB\n    reduction: true", "10:16", "a share of the reference's", "unit: '%'"),
+        ("unit: GB", "unit: '%'\n    reduction: 1", "10:16", "bool", "reference"),
         ("unit: GB", "form: fused\n    unit: GB", "9:11", "no form 'fused'", "train"),
         ("unit: GB", "units: GB", "9:5", "'units'", "unit"),
         ("    unit: GB\n", "", "7:5", "published[0].unit is missing", "add unit"),

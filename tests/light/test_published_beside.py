@@ -114,6 +114,18 @@ def test_a_yardstick_that_adds_nothing_saves_nothing():
     assert column(run, "added, ours")["dbb"] == "0.00"
 
 
+def test_a_reduction_is_a_share_of_the_groups_reference():
+    fewer = {"kw-seed-003": 'block == "dbb"', "kw-seed-012": 'block == "orepa"'}
+    run = run_of(EIGHTEEN, entry(metric="params", unit="%", saved_from=None, reduction=True, figures=fewer))
+    for one, value in zip(EIGHTEEN, (11_689_512, 7_431_044, 4_031_768), strict=True):
+        run.put(one.id, "params", value, "train")
+    assert column(run, "published", "[%]") == {"dbb": "36.45", "orepa": "65.10"}
+    assert column(run, "this run", "[%]") == {"dbb": "36.43", "orepa": "65.51"}
+    (printed,), _ = beside(run, views(run))
+    assert not any("added" in " ".join(each.heading) for each in printed.table.columns)
+    assert "by how much less than the reference conv" in printed.table.caption
+
+
 def test_times_have_their_interval_and_fractions_their_points():
     times = {"OREPA-T4-003": 'block == "conv"', "OREPA-T4-009": 'block == "orepa"'}
     run = run_of(EIGHTEEN, entry(metric="train_step", unit="s", saved_from=None, figures=times))

@@ -11,10 +11,11 @@ import torch
 from test_blocks_places import make
 from torch import Tensor, nn
 
+from harness import blocks
 from harness.blocks import BLOCKS, Block
 from harness.blocks.cached import CachedKernel
 
-ONLINE = [name for name in BLOCKS if "online" in BLOCKS[name].options()["reparam"].choices and name != "conv"]
+ONLINE = [name for name in BLOCKS if "online" in blocks.declaration(name)["evaluations"] and name != "conv"]
 """The plain convolution has nothing to compose."""
 
 

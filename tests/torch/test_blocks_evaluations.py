@@ -16,7 +16,7 @@ from harness.blocks import BLOCKS, algebra
 from harness.blocks.composition import lean, plain
 from harness.blocks.orepa import COMPONENTS, LinearBranches
 
-BOTH = [name for name in BLOCKS if len(BLOCKS[name].options()["reparam"].choices) == 2]
+BOTH = [name for name in BLOCKS if len(blocks.declaration(name)["evaluations"]) == 2]
 
 PLACES = [
     # c_in, c_out, k, stride, groups, dilation
@@ -153,7 +153,7 @@ def test_the_kernel_is_composed_outside_autocast(name, lived_in):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_autocast_stays_near_float32(name, lived_in):
     block = lived_in(make(name, 8, 8)).train()
-    x = torch.randn(4, 8, 6, 6)
+    x = torch.randn(4, block.spec.c_in, 6, 6)
     wanted = block(x)
     with torch.autocast("cpu", torch.bfloat16):
         found = block(x)

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_blocks_places import Place, declared, fed, make, places, sizes_of, with_sizes
+from test_blocks_places import Place, declared, fed, images, make, places, sizes_of, with_sizes
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
@@ -74,14 +74,15 @@ def test_any_padding_is_exact(name, lived_in):
     """Fewer zeros than "same", and more: 1x1 and identity branches crop or pad."""
     tried = 0
     for k, stride, groups, dilation in product(sizes_of(name, 1, 3, 5, 7), [1, 2], [1, 4], [1, 2]):
-        if not declared(name, (4, 4, k, stride, groups, dilation)):
+        channels = max(4, groups * blocks.declaration(name)["limits"]["channel_multiple"])
+        if not declared(name, (channels, channels, k, stride, groups, dilation)):
             continue
         same = dilation * (k // 2)
         for padding in {0, same // 2, same, same + 1, same + 3}:
-            block = blocks.create(name, 4, 4, k, stride, groups, dilation, padding=padding)
+            block = blocks.create(name, channels, channels, k, stride, groups, dilation, padding=padding)
             block = lived_in(block).double().eval()
-            x = fed(block, torch.randn(2, 4, 15, 16, dtype=torch.float64))
-            plain = nn.Conv2d(4, 4, k, stride, padding, dilation, groups)
+            x = images(block, 2, 15, 16, torch.float64)
+            plain = nn.Conv2d(channels, channels, k, stride, padding, dilation, groups)
             y = block(x)
             if block.window is block.spec:
                 assert y.shape == plain(x.float()).shape
@@ -97,7 +98,7 @@ def test_inputs_smaller_than_the_kernel(name, lived_in):
     ]
     for place, shape in product(places(name, wanted), [(1, 1), (2, 2), (2, 3), (1, 7), (5, 4)]):
         block = lived_in(blocks.create(name, *place)).double().eval()
-        x = fed(block, torch.randn(2, 6, *shape, dtype=torch.float64))
+        x = images(block, 2, *shape, torch.float64)
         assert relative(block.fused()(x), block(x)) <= EXACT, (place, shape)
 
 
@@ -112,8 +113,9 @@ def test_inputs_smaller_than_the_kernel(name, lived_in):
 )
 def test_every_option_fuses(name, key, value, lived_in):
     for stride in (1, 2):
-        block = lived_in(make(name, 4, 4, stride=stride, **{key: value})).double().eval()
-        x = fed(block, torch.randn(2, 4, 7, 7, dtype=torch.float64))
+        channels = 4 if BLOCKS[name].channel_multiple == 1 else 32
+        block = lived_in(make(name, channels, channels, stride=stride, **{key: value})).double().eval()
+        x = images(block, 2, 7, 7, torch.float64)
         assert relative(block.fused()(x), block(x)) <= EXACT
 
 
@@ -131,14 +133,14 @@ def test_fusing_makes_something_new_and_leaves_the_block_alone(name, lived_in):
     assert not any(parameter.requires_grad for parameter in block.parameters())
     kept = {tensor.untyped_storage().data_ptr() for tensor in block.state_dict().values()}
     assert not kept & {tensor.untyped_storage().data_ptr() for tensor in first.state_dict().values()}
-    if not any(option in ("se", "carry") for option in block.options()):
+    if isinstance(block.after, nn.Identity) and "carry" not in block.options():
         assert list(first.modules()) == [first]
 
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_block_in_training_mode_fuses_by_its_running_statistics(name, lived_in):
     block = lived_in(make(name, 4, 4)).double().train()
-    x = fed(block, torch.randn(2, 4, 6, 6, dtype=torch.float64))
+    x = images(block, 2, 6, 6, torch.float64)
     fused = block.fused().eval()
     assert relative(fused(x), block.eval()(x)) <= EXACT
 
@@ -149,7 +151,7 @@ def test_a_fused_block_can_be_fine_tuned(name, lived_in):
     fused = block.fused()
     before = copy.deepcopy(dict(fused.named_parameters()))
     optimizer = torch.optim.SGD(fused.parameters(), lr=0.01)
-    loss = fused(fed(block, torch.randn(2, 4, 6, 6))).square().mean()
+    loss = fused(images(block, 2, 6, 6)).square().mean()
     loss.backward()
     optimizer.step()
     assert before
@@ -159,10 +161,10 @@ def test_a_fused_block_can_be_fine_tuned(name, lived_in):
 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_a_fused_state_loads_into_a_fresh_fused_block(name, lived_in):
-    fused = lived_in(make(name, 4, 4)).fused()
-    fresh = make(name, 4, 4).fused()
+    block = lived_in(make(name, 4, 4))
+    fused, fresh = block.fused().eval(), make(name, 4, 4).fused().eval()
     fresh.load_state_dict(fused.state_dict())
-    x = torch.rand(2, 4, 6, 6)
+    x = images(block, 2, 6, 6)
     assert torch.equal(fresh(x), fused(x))
 
 
@@ -172,7 +174,7 @@ def test_a_half_precision_block_is_folded_exactly_and_rounded_once(name, dtype, 
     block = lived_in(make(name, 4, 4)).to(dtype).eval()
     fused = block.fused()
     assert all(parameter.dtype == dtype for parameter in fused.parameters())
-    fused(torch.rand(1, 4, 5, 5, dtype=dtype))  # the authors' RepVGG raises here: weight float32, bias half
+    fused(images(block, 1, 5, 5, dtype))  # the authors' RepVGG raises here: weight float32, bias half
     exact = make(name, 4, 4).double()
     exact.load_state_dict(block.state_dict())  # the same numbers, in float64
     rounding = torch.finfo(dtype).eps
@@ -183,7 +185,7 @@ def test_a_half_precision_block_is_folded_exactly_and_rounded_once(name, dtype, 
 @pytest.mark.parametrize("name", FUSABLE)
 def test_float32_is_off_by_rounding_only(name, lived_in):
     block = lived_in(make(name, 16, 16)).eval()
-    x = fed(block, torch.randn(2, 16, 12, 12))
+    x = images(block, 2, 12, 12)
     assert relative(block.fused()(x), block(x)) <= 5e-6
 
 
@@ -195,11 +197,11 @@ def test_shapes_fuse_without_numbers(name, kernel_size):
     with FakeTensorMode():
         block = make(name, 8, 16, kernel_size=kernel_size, stride=2, groups=4, dilation=2)
         fake = block.fused()
-        y, z = block(torch.randn(2, 8, 9, 9)), fake(torch.randn(2, 8, 9, 9))
-    s = block.spec
+        y, z = (module(torch.randn(2, block.spec.c_in, 9, 9)) for module in (block, fake))
+    s = block.deployed
     assert y.shape == z.shape == (2, s.c_out, -(-9 // s.stride), -(-9 // s.stride))
     if isinstance(fused, nn.Conv2d):
-        assert fused.weight.shape == fake.weight.shape == (s.c_out, 8 // s.groups, kernel_size, kernel_size)
+        assert fused.weight.shape == fake.weight.shape == (s.c_out, s.c_in // s.groups, kernel_size, kernel_size)
     for one, other in zip(fused.parameters(), fake.parameters(), strict=True):
         assert one.shape == other.shape
         assert one.is_contiguous()
@@ -209,7 +211,7 @@ def test_shapes_fuse_without_numbers(name, kernel_size):
 @pytest.mark.parametrize("name", FUSABLE)
 def test_channels_last(name, lived_in):
     block = lived_in(make(name, 4, 4)).eval()
-    x = fed(block, torch.randn(2, 4, 6, 6))
+    x = images(block, 2, 6, 6)
     wanted = block(x)
     assert wanted.is_contiguous()
     block.to(memory_format=torch.channels_last)
@@ -225,7 +227,7 @@ def test_fusing_under_inference_mode_gives_trainable_parameters(name):
     block = make(name, 4, 4)
     with torch.inference_mode():
         fused = block.fused()
-    fused(torch.rand(1, 4, 5, 5)).sum().backward()
+    fused(images(block, 2, 5, 5)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in fused.parameters())
 
 

@@ -44,6 +44,7 @@ def declared(name: str, place: Place) -> bool:
         and (limits["dilation"] == "any" or dilation in limits["dilation"])
         and {"any": True, "dense": groups == 1, "depthwise": groups == c_in == c_out}[limits["groups"]]
         and (c_in == c_out or not limits["same_channels"])
+        and c_in % (limits["channel_multiple"] * groups) == c_out % (limits["channel_multiple"] * groups) == 0
     )
 
 
@@ -51,7 +52,10 @@ def nearest(name: str, place: Place) -> Place:
     """The place itself, changed as little as the block asks for."""
     c_in, c_out, kernel_size, stride, groups, dilation = place
     limits = blocks.declaration(name)["limits"]
-    depthwise = limits["groups"] == "depthwise"
+    depthwise, multiple = limits["groups"] == "depthwise", limits["channel_multiple"]
+    if multiple > 1:
+        multiple *= groups if limits["groups"] == "any" else 1
+        c_in, c_out = (-(-channels // multiple) * multiple for channels in (c_in, c_out))
     found = (
         c_in,
         c_in if depthwise or limits["same_channels"] else c_out,
@@ -83,12 +87,18 @@ def fed(block: Block, x: Tensor) -> Tensor:
     return x.abs() if block.needs == "non-negative input" else x
 
 
+def images(block: Block, batch: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Maps of the block's channels that its fused form is exact for."""
+    return fed(block, torch.randn(batch, block.spec.c_in, height, width, dtype=dtype))
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_has_the_kernel_sizes_it_declares_and_no_others(name):
     limits = blocks.declaration(name)["limits"]["kernel_size"]
     assert limits == sorted(limits)
     for kernel_size in range(-1, 34):
-        place = (4, 4, kernel_size, *nearest(name, (4, 4, USUAL, 1, 1, 1))[3:])
+        c_in, c_out, _, *rest = nearest(name, (4, 4, USUAL, 1, 1, 1))
+        place = (c_in, c_out, kernel_size, *rest)
         if kernel_size in limits:
             assert blocks.create(name, *place).spec.kernel_size == kernel_size
         else:
@@ -100,7 +110,7 @@ def test_a_block_has_the_kernel_sizes_it_declares_and_no_others(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_declaration_and_constructor_agree_on_every_place(name):
     """Each way: what is declared is built and runs, what is not declared is refused with a remedy."""
-    layouts = [(4, 4, 1), (4, 8, 1), (8, 4, 1), (4, 4, 2), (4, 4, 4), (4, 8, 4), (8, 4, 4)]
+    layouts = [(4, 4, 1), (4, 8, 1), (8, 4, 1), (4, 4, 2), (4, 4, 4), (4, 8, 4), (8, 4, 4), (8, 8, 1), (16, 8, 1)]
     built = 0
     for (c_in, c_out, groups), k, stride, dilation in product(layouts, sizes_of(name, 3, 7), [1, 2, 3], [1, 2]):
         place = (c_in, c_out, k, stride, groups, dilation)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness.blocks import BLOCKS
 from harness.devices.fake import FakeDevice
 from harness.errors import Unsupported
 from harness.metrics import METRICS, Subject, conversion, subject
@@ -215,13 +214,13 @@ def test_on_an_accelerator_its_allocator_is_asked_and_the_host_stands_beside_it(
 
 @pytest.mark.parametrize("name", ["conversion_time", "conversion_memory"])
 def test_a_block_that_does_not_fold_has_no_conversion(name, monkeypatch):
-    monkeypatch.setattr(BLOCKS["conv"], "fusable", classmethod(lambda cls: False))
-    with pytest.raises(Unsupported, match="does not become one convolution"):
+    monkeypatch.setattr(Subject, "forms", ("train",))
+    with pytest.raises(Unsupported, match="nothing of block conv becomes a convolution here"):
         read(name)
 
 
 def test_a_block_that_does_not_fold_is_compiled_as_it_is_trained(monkeypatch):
-    monkeypatch.setattr(BLOCKS["conv"], "fusable", classmethod(lambda cls: False))
+    monkeypatch.setattr(Subject, "forms", ("train",))
     assert set(read("compile_time", backend="eager")) == {("compile_time", "train")}
 
 

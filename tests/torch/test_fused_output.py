@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness.blocks import BLOCKS, Block
-from harness.errors import Unsupported
 from harness.metrics import METRICS, Subject
 from harness.metrics import fused_output as fused
 from harness.metrics.fused_output import signature
@@ -225,10 +223,12 @@ def test_the_numbers_are_the_root_mean_square_and_projections_of_unit_size():
     assert signature(torch.zeros(7, dtype=torch.float64)) == [0.0] * 17
 
 
-def test_what_does_not_become_one_convolution_is_unsupported(monkeypatch):
-    monkeypatch.setitem(BLOCKS._items, "mixing", type("Mixing", (Block,), {}))
-    with pytest.raises(Unsupported, match="block mixing does not become one convolution"):
-        values(replace(LAYER, block=Variant("mixing")))
+def test_where_nothing_folds_the_numbers_are_of_the_train_form():
+    dynamic = replace(LAYER, block=Variant("odconv"))
+    found = reading(dynamic)
+    assert (found.form, len(found.values)) == ("train", 17)
+    assert values(dynamic) == list(found.values)
+    assert values(replace(dynamic, block=Variant("odconv", {"kernels": 4}))) != list(found.values)
 
 
 def test_timms_own_conversion_and_whole_networks_have_an_output_too():

@@ -1,0 +1,182 @@
+"""Every block on batches: samples do not meet in eval, kernels per sample are a loop's, and the formats it is fed in."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import pkgutil
+from itertools import product
+
+import pytest
+import torch
+from test_blocks_places import images, make, nearest, places, usual_size
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import harness.blocks
+from harness import blocks
+from harness.blocks import BLOCKS, ConvSpec
+from harness.blocks.per_sample import PerSampleBlock, Tempered
+from harness.errors import Unsupported
+from harness.models import Annealing
+
+DYNAMIC = [name for name in BLOCKS if issubclass(BLOCKS[name], PerSampleBlock)]
+
+LAYOUTS = [(8, 8, 1, 1, 1), (8, 12, 2, 2, 1), (8, 8, 1, 8, 2), (8, 6, 1, 1, 2), (8, 4, 2, 1, 1)]
+"""c_in, c_out, stride, groups, dilation."""
+
+
+def places_of(name: str) -> list[tuple[int, ...]]:
+    sizes = dict.fromkeys((usual_size(name), nearest(name, (8, 8, 1, 1, 1, 1))[2]))
+    return places(name, [(i, o, k, s, g, d) for k, (i, o, s, g, d) in product(sizes, LAYOUTS)])
+
+
+def with_gradients(block: nn.Module, x: Tensor, direction: Tensor) -> list[Tensor]:
+    """Outputs and the gradients of the input and of every parameter that has one."""
+    x = x.clone().requires_grad_()
+    y = block(x)
+    found = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()], allow_unused=True)
+    return [y, *(torch.zeros(()) if gradient is None else gradient for gradient in found)]
+
+
+def close(found: list[Tensor], wanted: list[Tensor]) -> None:
+    scale = max(float(tensor.abs().max()) for tensor in wanted[1:])
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-11, atol=1e-11)
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_samples_do_not_meet_in_eval(name, lived_in):
+    """A batch's outputs and gradients are those of its samples one by one, where a grouped kernel is a plain one."""
+    for place, batch in product(places_of(name), (1, 2, 5)):
+        block = lived_in(blocks.create(name, *place)).double().eval()
+        x = images(block, batch, 7, 9, torch.float64)
+        direction = torch.randn_like(block(x))
+        together = with_gradients(block, x, direction)
+        apart = [with_gradients(block, x[i : i + 1], direction[i : i + 1]) for i in range(batch)]
+        outputs, inputs, *parameters = zip(*apart, strict=True)
+        close(together, [torch.cat(outputs), torch.cat(inputs), *(sum(each[1:], each[0]) for each in parameters)])
+
+
+def loop(x_NCHW: Tensor, weight_NOIHW: Tensor, spec: ConvSpec) -> Tensor:
+    """A convolution for each sample, as one would write it first."""
+    kernels = weight_NOIHW.reshape(len(x_NCHW), spec.c_out, -1, spec.kernel_size, spec.kernel_size)
+    options = (None, spec.stride, spec.padding, spec.dilation, spec.groups)
+    return torch.cat([F.conv2d(x[None], kernel, *options) for x, kernel in zip(x_NCHW, kernels, strict=True)])
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_grouped_kernels_are_a_loop_over_samples(name, lived_in, monkeypatch):
+    """In training, where the norms see the whole batch."""
+    modules = [importlib.import_module(f"harness.blocks.{each.name}") for each in pkgutil.iter_modules(blocks.__path__)]
+    for place, batch in product(places_of(name), (2, 5)):
+        block = lived_in(blocks.create(name, *place)).double().train()
+        slow = copy.deepcopy(block)
+        x = images(block, batch, 7, 9, torch.float64)
+        direction = torch.randn_like(copy.deepcopy(block)(x))
+        found = with_gradients(block, x, direction)
+        with monkeypatch.context() as patch:
+            for module in modules:
+                if hasattr(module, "convolve_each"):
+                    patch.setattr(module, "convolve_each", loop)
+            close(found, with_gradients(slow, x, direction))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_odd_and_small_maps_have_the_convolutions_shape(name):
+    for place, (rows, columns) in product(places_of(name), [(7, 5), (1, 9), (2, 2), (3, 8)]):
+        block = blocks.create(name, *place).eval()
+        y = block(images(block, 2, rows, columns))
+        stride = block.spec.stride
+        assert y.shape == (2, block.spec.c_out, -(-rows // stride), -(-columns // stride)), place
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_batch_of_one_trains_or_is_refused_by_name(name):
+    block = make(name, 8, 8).train()
+    refusal = None
+    try:
+        block(images(block, 1, 6, 6)).square().mean().backward()
+    except Unsupported as refused:
+        refusal = refused
+    assert refusal is None or ("batch of" in refusal.problem and refusal.remedy)
+    assert block.eval()(images(block, 1, 6, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bfloat16_stays_near_float32(name, lived_in):
+    block = lived_in(make(name, 8, 8)).train()
+    x = images(block, 4, 6, 6)
+    low = copy.deepcopy(block).bfloat16()
+    wanted, found = block(x), low(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).norm() <= 0.1 * wanted.norm()
+    found.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in low.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_channels_last_maps_and_modules_change_nothing(name, lived_in):
+    for place in places_of(name)[:3]:
+        block = lived_in(blocks.create(name, *place)).double().train()
+        other = copy.deepcopy(block).to(memory_format=torch.channels_last)
+        x = images(block, 2, 7, 9, torch.float64)
+        direction = torch.randn_like(copy.deepcopy(block)(x))
+        wanted = with_gradients(copy.deepcopy(block), x, direction)
+        last = x.contiguous(memory_format=torch.channels_last)
+        close(with_gradients(block, last, direction), wanted)
+        close(with_gradients(other, last, direction), wanted)
+
+
+def train(block: nn.Module, optimizer: torch.optim.Optimizer, annealing: Annealing, batches: list[Tensor]) -> None:
+    for x in batches:
+        annealing.step()
+        optimizer.zero_grad()
+        block(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_training_goes_on_from_its_checkpoint_to_the_bit(name):
+    def begun() -> tuple[nn.Module, torch.optim.Optimizer, Annealing]:
+        block = make(name, 8, 8).train()
+        return block, torch.optim.SGD(block.parameters(), 0.01, momentum=0.9), Annealing(block, steps_per_epoch=1)
+
+    block, optimizer, annealing = begun()
+    batches = [images(block, 4, 6, 6) for _ in range(4)]
+    train(block, optimizer, annealing, batches[:2])
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in (block, optimizer, annealing)], file)
+    train(block, optimizer, annealing, batches[2:])
+    resumed = begun()
+    file.seek(0)
+    for part, state in zip(resumed, torch.load(file), strict=True):
+        part.load_state_dict(state)
+    train(*resumed, batches[2:])
+    torch.testing.assert_close(resumed[0].state_dict(), block.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BLOCKS if any(isinstance(m, Tempered) for m in make(name).modules())]
+)
+def test_the_temperature_is_part_of_the_state_and_matters(name, lived_in):
+    block = lived_in(make(name, 8, 8)).eval()
+    key = next(key for key in block.state_dict() if key.endswith("temperature"))
+    module = next(module for module in block.modules() if isinstance(module, Tempered))
+    ready = copy.deepcopy(block)
+    Annealing(block, steps_per_epoch=100).step()
+    assert block.state_dict()[key] == pytest.approx(module.schedule.at(1, 100 * module.schedule.epochs))
+    x = images(block, 2, 6, 6)
+    assert not torch.allclose(block(x), ready(x))
+    ready.load_state_dict(block.state_dict())
+    assert torch.equal(block(x), ready(x))
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):  # a cast does not round it
+        assert block.to(dtype).state_dict()[key] == ready.state_dict()[key]
+
+
+def test_there_are_dynamic_blocks():
+    assert {"condconv", "dyconv", "odconv", "weightnet", "cgc", "kw"} <= set(DYNAMIC)
+    assert harness.blocks.create("odconv", 8, 8).fusable() is False
