@@ -4,7 +4,7 @@
     v = pool(x) V,   v' = v ⊙ hs(v U),   Phi = v' A (d, d),   s = hs(v' B) (O),   hs(t) = relu6(t + 3) / 3, in 0..2
 
 Q (d, I) is a 1x1 with the convolution's stride, P (O, d) a 1x1, V (I u, q), U (q, q), A (q, d d), B (q, O), no biases.
-In effect W(x) = diag(s) W_0 + P (Phi + I) Q at the centre tap, but no kernel is put together. `form` says how wide:
+In effect W(x) = diag(s) W_0 + P (Phi + I) Q at the centre tap, but no kernel is put together. `rule` says how wide:
 
     basic       pool to 2x2 (u = 4),   d = floor(sqrt(4 I))      ResNet18's 3x3
     bottleneck  pool to 1x1 (u = 1),   d = floor(sqrt(I))        ResNet50's 1x1 and 3x3
@@ -21,9 +21,9 @@ with x), so a network of L such layers with degree 2^L, and an untrained ResNet1
 does not. Before an untrained network is evaluated, run one training batch with every norm's `momentum` at 1 or None;
 at 0.1 three batches were too few. In training the norms hold the path in bounds.
 
-Beyond the authors' code: any stride, padding, dilation and map size; q >= 4 in the bottleneck form too, where ResNet50
+Beyond the authors' code: any stride, padding, dilation and map size; q >= 4 in the bottleneck rule too, where ResNet50
 never goes below. Initialisation is theirs: convolutions normal with variance 2 / (k k O); linear layers as torch makes
-them, or normal with deviation 0.01 in the mobile form. Batch norms of maps: nothing to choose for a batch of one.
+them, or normal with deviation 0.01 in the mobile rule. Batch norms of maps: nothing to choose for a batch of one.
 Shapes: x (N, I, H, W) -> y (N, O, ceil(H / stride), ceil(W / stride)).
 Paper: Li et al., Revisiting Dynamic Convolution via Matrix Decomposition, ICLR 2021, arXiv:2103.08756; widths as in
 the authors' code.
@@ -44,7 +44,7 @@ from harness.blocks.branches import Point
 from harness.blocks.per_sample import KernelWork, PerSampleBlock
 from harness.errors import Unsupported
 
-Form = Literal["basic", "bottleneck", "mobile"]
+Rule = Literal["basic", "bottleneck", "mobile"]
 
 
 @BLOCKS.register("dcd")
@@ -56,14 +56,14 @@ class DCD(PerSampleBlock):
         self,
         spec: ConvSpec,
         *,
-        form: Annotated[Form, "whose widths: ResNet18's, ResNet50's or MobileNetV2's"] = "basic",
+        rule: Annotated[Rule, "whose widths: ResNet18's, ResNet50's or MobileNetV2's"] = "basic",
         squeeze: Annotated[
             Literal[16, 8],
             "how far the attention narrows; the authors' MobileNetV2 defaults to 8, its width 1.0 has 16",
         ] = 16,
     ) -> None:
-        super().__init__(spec, form=form, squeeze=squeeze)
-        self.pool, width = _widths(spec.c_in, spec.c_out, form)
+        super().__init__(spec, rule=rule, squeeze=squeeze)
+        self.pool, width = _widths(spec.c_in, spec.c_out, rule)
         vector = self.pool**2 * spec.c_in
         narrow = max(max(vector, width**2) // squeeze, 4)
         ends = spec.c_in, spec.c_out, spec.kernel_size, spec.stride, spec.padding, spec.dilation
@@ -75,7 +75,7 @@ class DCD(PerSampleBlock):
         self.attention = Attention(vector, narrow, width, spec.c_out)
         for conv in (self.conv, self.q.conv, self.p):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-        if form == "mobile":
+        if rule == "mobile":
             for linear in self.attention.linears():
                 nn.init.normal_(linear.weight, std=0.01)
 
@@ -156,11 +156,11 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
     return F.relu6(x + 3) / 3
 
 
-def _widths(c_in: int, c_out: int, form: Form) -> tuple[int, int]:
+def _widths(c_in: int, c_out: int, rule: Rule) -> tuple[int, int]:
     """To how many pixels a side the map is pooled, and d."""
-    if form == "basic":
+    if rule == "basic":
         return 2, isqrt(4 * c_in)
-    if form == "bottleneck":
+    if rule == "bottleneck":
         return 1, isqrt(c_in)
     side, reduction = (2, 8) if c_in < c_out else (1, 2)
     vector = side**2 * c_in

@@ -83,8 +83,8 @@ class _Macs(NamedTuple):
 def _forward_macs(subject: Subject, model: nn.Module, batch: int) -> _Macs:
     """Forward only: torch's counter is wrong backward for grouped convolutions."""
     x = torch.empty(subject.input_shape(batch), device="meta")
-    plain = FlopCounterMode(display=False, custom_mapping=ELEMENTWISE)
-    winograd = FlopCounterMode(display=False, custom_mapping={**ELEMENTWISE, **WINOGRAD})
+    plain = FlopCounterMode(display=False, custom_mapping={**ELEMENTWISE, **DEFORMED})
+    winograd = FlopCounterMode(display=False, custom_mapping={**ELEMENTWISE, **DEFORMED, **WINOGRAD})
     with plain, winograd, torch.no_grad():
         model(x)
     muls, _ = _work(model, winograd)
@@ -102,12 +102,12 @@ def _work(model: nn.Module, counter: FlopCounterMode) -> tuple[int, int]:
         sum(_macs_of(counts.get(name, {}), elementwise) for name in _marked(model, KernelWork))
         for elementwise in (True, False)
     )
-    products = sum(counts.get(name, {}).get(aten.mul, 0) // 2 for name in _marked(model, MapWork))
+    products = sum(counts.get(name, {}).get(op, 0) // 2 for name in _marked(model, MapWork) for op in ELEMENTWISE)
     return whole - apart + products, kernels
 
 
 def _macs_of(counts: Mapping[Any, int], elementwise: bool) -> int:
-    return sum(flops for op, flops in counts.items() if elementwise or op is not aten.mul) // 2
+    return sum(flops for op, flops in counts.items() if elementwise or op not in ELEMENTWISE) // 2
 
 
 def _marked(model: nn.Module, mark: type[nn.Module]) -> list[str]:
@@ -139,11 +139,17 @@ def _winograd_flops(
     return flops * 4 // 9 if applies else flops
 
 
+def _deformed_flops(x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **more: Any) -> int:
+    """As of the convolution; what interpolates between pixels is not counted."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
 def _product_flops(*shapes: Any, out_shape: Sequence[int], **more: Any) -> int:
     """A product of elements takes a multiply-accumulate for each of its results."""
     return 2 * math.prod(out_shape)
 
 
 aten = torch.ops.aten
-ELEMENTWISE = {aten.mul: _product_flops}
+ELEMENTWISE = {aten.mul: _product_flops, aten.addcmul_: _product_flops}
+DEFORMED = {torch.ops.torchvision.deform_conv2d: _deformed_flops}
 WINOGRAD = {aten.convolution: _winograd_flops, aten._convolution: _winograd_flops}

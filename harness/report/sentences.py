@@ -21,6 +21,7 @@ def sentences(view: GroupView) -> list[str]:
 def _sentence(view: GroupView, cell: str) -> str:
     parts = [*_times(view, cell), *_memory(view, cell), *_fusion(view, cell), *_accuracy(view, cell)]
     parts += _failures(view, cell)
+    parts = parts or [*_counts(view, cell)]
     name = view.variants[cell]
     return f"{name} {', '.join(parts)}." if parts else f"{name} was not measured beside {view.reference_label}."
 
@@ -90,6 +91,17 @@ def _accuracy(view: GroupView, cell: str) -> Iterator[str]:
         better = "more" if points > 0 else "less"
         ends = (low, high) if points > 0 else (-high, -low)
         yield f"is {digits(abs(round(points, 1)))} points {interval(*ends, 1)} {better} accurate"
+
+
+def _counts(view: GroupView, cell: str) -> Iterator[str]:
+    """Where nothing else was measured."""
+    found = []
+    for metric, noun in (("params", "parameters"), ("macs", "MACs")):
+        row = view.ratios.get((cell, metric, "train"), view.ratios.get((cell, metric, "")))
+        if row is not None and math.isfinite(row.ratio):
+            found.append(f"{row.ratio:.2f}x the {noun}")
+    if found:
+        yield f"has {' and '.join(found)} of {view.reference_label}"
 
 
 def _failures(view: GroupView, cell: str) -> Iterator[str]:

@@ -23,10 +23,10 @@ LEARNING = ("accuracy", "changed_predictions", "train_loss", "diverged_at_step")
 LOPSIDED = 0.3
 """Share of the value above which an interval made on logs is no longer fairly written as ±."""
 
-RUNNING = ("latency", "mac_rate", "macs", "macs_kernel", "winograd_muls")
+RUNNING = ("latency", "mac_rate", "macs", "macs_kernel", "macs_mixing", "winograd_muls")
 DERIVED = ("throughput", "mac_rate")
 ORDER = ("train_step", "throughput", "train_memory", "predicted_train_memory", "saved_memory", "max_batch", "latency",
-         "mac_rate", "macs", "params")  # fmt: skip
+         "mac_rate", "macs", "macs_mixing", "params")  # fmt: skip
 
 
 @dataclass(frozen=True)

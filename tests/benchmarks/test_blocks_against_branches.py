@@ -56,6 +56,7 @@ FEATURES: dict[str, Callable[[int, int], nn.Module]] = {
 KERNEL_SIZES = {
     "expand_ck": 5,
     "expand_fc": 1,
+    "involution": 7,
     "orepa_1x1": 1,
     "orepa_stem": 7,
     "replk": 13,

@@ -179,6 +179,15 @@ def test_less_memory_equal_memory_and_what_failed():
     assert dbb == "dbb adds nothing to what is kept for backward, has no accuracy (timeout)."
 
 
+def test_where_only_counts_were_taken_they_are_the_answer():
+    run = blocks("conv", "orepa", "dbb").put(CONV, "params", 400, "train").put(OREPA, "params", 100, "train")
+    run.put(CONV, "macs", 10, "train").put(OREPA, "macs", 20, "train").put(DBB, "params", 600, "train")
+    assert said(run) == [
+        "orepa has 0.25x the parameters and 2.00x the MACs of conv.",
+        "dbb has 1.50x the parameters of conv.",
+    ]
+
+
 def test_what_was_not_measured_at_all():
     run = blocks("conv", "orepa", "dbb").put(CONV, "params", 5).fail(OREPA, "killed")
     assert said(run) == ["orepa was not measured (killed).", "dbb was not measured beside conv."]

@@ -1,4 +1,4 @@
-"""Temperatures fall as the papers say, batch by batch, in whatever trains; and what mixing kernels costs is counted."""
+"""Temperatures fall as the papers say, batch by batch; what mixing kernels costs is counted; forms that there are."""
 
 from __future__ import annotations
 
@@ -138,3 +138,22 @@ def test_the_rest_of_its_network_folds_and_so_do_blocks_of_several_convolutions(
     assert Subject(net("resnet18", "odconv")).forms == ("train", "fused")
     assert Subject(replace(CELL, block=Variant("bottleneck"))).forms == ("train", "fused")
     assert Subject(CELL).forms == ("train", "fused")
+
+
+@pytest.mark.parametrize(
+    ("block", "kernel_size", "macs", "mixing"),
+    [
+        # 64 channels in groups of 16: 49 taps for each of 64 channels; 64 -> 16 -> 4 * 49 makes them
+        ("involution", 7, 64 * 49, 64 * 16 + 16 * 4 * 49),
+        # the compression, the encoder and the softmax' window
+        ("carafe", 3, 64 * 9, 64 * 64 + 9 * 64 * 9),
+        # as the plain convolution, and a head of two offsets and a mask for each tap
+        ("deformable", 3, 64 * 64 * 9 + 64 * 9 * 27, None),
+        ("dilated", 3, 64 * 64 * 9, None),
+        ("grouped", 3, 64 * 64 * 9 // 8, None),
+    ],
+)
+def test_products_of_filters_by_hand(block, kernel_size, macs, mixing):
+    counted = count("macs", replace(CELL, block=Variant(block), kernel_size=kernel_size), "train")
+    assert counted["macs"] == 14 * 14 * macs
+    assert counted.get("macs_mixing") == (None if mixing is None else 14 * 14 * mixing)

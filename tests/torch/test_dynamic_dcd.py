@@ -19,7 +19,7 @@ from harness.blocks.dcd import DCDLinear
 from harness.errors import Unsupported
 from harness.records import Variant
 
-FORMS = "basic", "bottleneck", "mobile"
+RULES = "basic", "bottleneck", "mobile"
 
 
 def size(module: nn.Module) -> int:
@@ -91,7 +91,7 @@ def check(found: Tensor, wanted: Tensor, x: Tensor, module: nn.Module) -> None:
 
 
 PLACES = [
-    # form, c_in, c_out, k, stride, dilation, padding
+    # rule, c_in, c_out, k, stride, dilation, padding
     ("basic", 6, 9, 3, 1, 1, None), ("basic", 6, 9, 3, 2, 2, None), ("basic", 5, 4, 1, 3, 1, None),
     ("basic", 4, 4, 5, 1, 1, 0), ("basic", 4, 6, 3, 2, 1, 3), ("bottleneck", 9, 6, 3, 2, 1, None),
     ("bottleneck", 16, 8, 1, 1, 1, None), ("mobile", 6, 36, 1, 1, 1, None), ("mobile", 36, 6, 1, 1, 1, None),
@@ -103,10 +103,10 @@ PLACES = [
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_it_computes_its_equation(place, batch, training, lived_in):
-    form, c_in, c_out, k, stride, dilation, padding = place
-    block = blocks.create("dcd", c_in, c_out, k, stride, 1, dilation, padding, form=form)
+    rule, c_in, c_out, k, stride, dilation, padding = place
+    block = blocks.create("dcd", c_in, c_out, k, stride, 1, dilation, padding, rule=rule)
     block = lived_in(block).double().train(training)
-    side = 2 if form == "basic" or (form == "mobile" and c_in < c_out) else 1
+    side = 2 if rule == "basic" or (rule == "mobile" and c_in < c_out) else 1
     x = torch.randn(batch, c_in, 7, 10, dtype=torch.float64, requires_grad=True)
     check(block(x), by_hand(block, x, side), x, block)
 
@@ -118,9 +118,9 @@ def test_maps_smaller_than_the_pool(shape, lived_in):
     check(block(x), by_hand(block, x, 2), x, block)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_without_its_path_and_with_scales_of_one_it_is_the_static_convolution(form, lived_in):
-    block = lived_in(blocks.create("dcd", 8, 12, 3, 2, form=form)).double().eval()
+@pytest.mark.parametrize("rule", RULES)
+def test_without_its_path_and_with_scales_of_one_it_is_the_static_convolution(rule, lived_in):
+    block = lived_in(blocks.create("dcd", 8, 12, 3, 2, rule=rule)).double().eval()
     x = torch.randn(3, 8, 9, 7, dtype=torch.float64)
     static = F.conv2d(x, block.conv.weight, stride=2, padding=1)
     assert not torch.allclose(block.convolved(x), static)
@@ -149,7 +149,7 @@ def test_scales_reach_from_0_to_2(lived_in):
 
 
 WIDTHS = [
-    # form, squeeze, c_in, c_out -> pixels a side, d, q: worked out by hand
+    # rule, squeeze, c_in, c_out -> pixels a side, d, q: worked out by hand
     ("basic", 16, 64, 64, 2, 16, 16), ("basic", 16, 128, 256, 2, 22, 32), ("basic", 16, 512, 512, 2, 45, 128),
     ("basic", 16, 4, 4, 2, 4, 4), ("basic", 8, 64, 64, 2, 16, 32), ("bottleneck", 16, 64, 64, 1, 8, 4),
     ("bottleneck", 16, 1024, 2048, 1, 32, 64), ("bottleneck", 16, 2048, 512, 1, 45, 128),
@@ -162,9 +162,9 @@ WIDTHS = [
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_widths(widths):
-    form, squeeze, c_in, c_out, side, width, narrow = widths
+    rule, squeeze, c_in, c_out, side, width, narrow = widths
     with torch.device("meta"):
-        block = blocks.create("dcd", c_in, c_out, 1, form=form, squeeze=squeeze)
+        block = blocks.create("dcd", c_in, c_out, 1, rule=rule, squeeze=squeeze)
     found = block.attention.squeeze.in_features, block.p.in_channels, block.attention.squeeze.out_features
     assert found == (side**2 * c_in, width, narrow)
 
@@ -182,15 +182,15 @@ def test_parameters_in_closed_form():
     draw = random.Random(3)
     for _ in range(60):
         c_in, c_out, k = draw.randint(1, 300), draw.randint(1, 300), draw.choice([1, 3, 5])
-        form, squeeze = draw.choice(FORMS), draw.choice([8, 16])
+        rule, squeeze = draw.choice(RULES), draw.choice([8, 16])
         u, d = {
             "basic": (4, int(math.sqrt(4 * c_in))),
             "bottleneck": (1, int(math.sqrt(c_in))),
             "mobile": mobile_widths(c_in, c_out),
-        }[form]
+        }[rule]
         q = max(max(u * c_in, d * d) // squeeze, 4)
         with torch.device("meta"):
-            block = blocks.create("dcd", c_in, c_out, k, form=form, squeeze=squeeze)
+            block = blocks.create("dcd", c_in, c_out, k, rule=rule, squeeze=squeeze)
         path_and_attention = c_in * d + d * c_out + 4 * d + u * c_in * q + q * q + q * d * d + q * c_out
         assert size(block) == k * k * c_in * c_out + path_and_attention + 2 * c_out
 
@@ -214,14 +214,14 @@ NETWORKS = [
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_networks_have_the_references_parameters(network):
     """timm's widths are the authors': the static networks' sizes are the well-known ones too."""
-    name, form, squeeze, static, total = network
+    name, rule, squeeze, static, total = network
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=1000)
         assert size(net) == static
         convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and dynamic_in_timm(name)}
         for name, conv in convs.items():
             ends = conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0]
-            block = blocks.create("dcd", *ends, form=form, squeeze=squeeze)
+            block = blocks.create("dcd", *ends, rule=rule, squeeze=squeeze)
             block.bn = nn.Identity()  # timm's own stands behind
             net.set_submodule(name, block)
         classifier = net.get_classifier()
@@ -278,22 +278,22 @@ def deviation(tensor: Tensor) -> float:
     return tensor.std().item()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_initialisation(form):
-    block = blocks.create("dcd", 256, 192, 3, form=form)
+@pytest.mark.parametrize("rule", RULES)
+def test_initialisation(rule):
+    block = blocks.create("dcd", 256, 192, 3, rule=rule)
     width = block.p.in_channels
     assert deviation(block.conv.weight) == pytest.approx(math.sqrt(2 / (9 * 192)), rel=0.02)
     assert deviation(block.q.conv.weight) == pytest.approx(math.sqrt(2 / width), rel=0.05)
     assert deviation(block.p.weight) == pytest.approx(math.sqrt(2 / 192), rel=0.05)
     for linear in block.attention.linears():
         uniform = 1 / math.sqrt(3 * linear.in_features)
-        assert deviation(linear.weight) == pytest.approx(0.01 if form == "mobile" else uniform, rel=0.1)
+        assert deviation(linear.weight) == pytest.approx(0.01 if rule == "mobile" else uniform, rel=0.1)
         assert linear.bias is None
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_fresh_block_is_finite_in_eval(form):
-    block = blocks.create("dcd", 64, 64, form=form).eval()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fresh_block_is_finite_in_eval(rule):
+    block = blocks.create("dcd", 64, 64, rule=rule).eval()
     x = torch.randn(4, 64, 14, 14)
     unit, large = block(x).std(), block(100 * x).std()
     assert 0.5 < unit < 10

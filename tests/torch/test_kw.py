@@ -306,7 +306,7 @@ def test_parameters_of_the_parts_have_the_original_shapes():
 
 
 def test_every_layer_starts_its_own_slice_of_cells():
-    specs = [ConvSpec(64, 64, 1), ConvSpec(64, 128, 3)]
+    specs = [ConvSpec(24, 64, 1), ConvSpec(24, 128, 3)]
     warehouse, layers = pair(specs, Ratios(Fraction(4)), Attending(norm="layer"))
     for share, cells in zip(warehouse.layout.shares, (4, 72), strict=True):
         assert share.cells == cells

@@ -65,10 +65,10 @@ def test_dyconv_has_the_parameters_of_the_reimplementation(backbone, published):
     ("backbone", "options", "published"),
     [
         ("resnet18", {}, 14_703_332),
-        ("resnet50", {"form": "bottleneck"}, 29_835_056),
-        ("mobilenetv2_100", {"form": "mobile", "squeeze": 16}, 5_720_028),
-        ("mobilenetv2_100", {"form": "mobile", "squeeze": 8}, 7_452_088),
-        ("mobilenetv2_050", {"form": "mobile", "squeeze": 8}, 3_056_616),
+        ("resnet50", {"rule": "bottleneck"}, 29_835_056),
+        ("mobilenetv2_100", {"rule": "mobile", "squeeze": 16}, 5_720_028),
+        ("mobilenetv2_100", {"rule": "mobile", "squeeze": 8}, 7_452_088),
+        ("mobilenetv2_050", {"rule": "mobile", "squeeze": 8}, 3_056_616),
     ],
 )
 def test_dcd_has_the_parameters_of_its_repository_with_a_dynamic_classifier(backbone, options, published):
@@ -109,7 +109,7 @@ def test_stem_shortcuts_and_classifier_are_static_in_odconv_and_shortcuts_are_no
 
 
 def test_dcd_takes_expansions_and_projections_of_a_mobilenet_alone():
-    new = swap(on_meta("mobilenetv2_100"), "dcd", where="dcd-paper", form="mobile")
+    new = swap(on_meta("mobilenetv2_100"), "dcd", where="dcd-paper", rule="mobile")
     assert replaced(new) - {"classifier"} == {
         f"blocks.{i}.{j}.{conv}"
         for i, units in ((1, 2), (2, 3), (3, 4), (4, 3), (5, 3), (6, 1))
