@@ -37,7 +37,7 @@ class Attended(FusableBlock):
 
 
 def gated(x_NCHW: Tensor, logits: Tensor) -> Tensor:
-    """x * sigmoid(logits), in x's dtype: under autocast resampling, softmax and layer norms answer in float32."""
+    """x * sigmoid(logits), in x's dtype: under autocast layer norms, and products with parameters, are in float32."""
     return x_NCHW * torch.sigmoid(logits.to(x_NCHW.dtype))
 
 

@@ -66,7 +66,7 @@ class GatherExcite(nn.Module):
         gate = torch.sigmoid(self.excite(self.gather(x_NCHW)))  # copies of a sigmoid are sigmoids of copies
         if gate.shape[2:].numel() > 1:  # one pixel broadcasts
             gate = F.interpolate(gate, x_NCHW.shape[2:])
-        return x_NCHW * gate.to(x_NCHW.dtype)  # autocast resamples in float32
+        return x_NCHW * gate
 
 
 class Mean(nn.Module):

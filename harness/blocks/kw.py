@@ -74,8 +74,9 @@ class ContrastingAttention(Tempered):
 
     def forward(self, vectors_NC: Tensor) -> Tensor:
         z: Tensor = self.rows(self.act(self.norm(self.reduce(vectors_NC)))).reshape(-1, *self.beta.shape)
-        scale = (1 - self.temperature) / (z.abs().sum(-1, keepdim=True) + 1e-3)
-        attention = z * scale + self.temperature * self.beta
+        contrasts = z / (z.abs().sum(-1, keepdim=True) + 1e-3)
+        start, temperature = (each.to(contrasts.dtype) for each in (self.beta, self.temperature))  # autocast keeps them
+        attention = torch.lerp(contrasts, start, temperature)  # exactly beta at T = 1
         return attention[..., :-1].reshape(-1, self.beta.shape[1] - 1)
 
 

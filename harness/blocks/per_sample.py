@@ -147,7 +147,7 @@ class Tempered(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Tempered:
         """Casting a model leaves the temperature in float32: bfloat16 rounds 1 - 1/500 to 1."""
         before = self.temperature
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.temperature.dtype != torch.float32:
             exact = before if before.dtype == torch.float32 else self.temperature
             self.temperature = exact.to(self.temperature.device, torch.float32)

@@ -46,5 +46,5 @@ class ResidualAttention(nn.Module):
         self.out = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        seen = F.interpolate(self.down(x_NCHW), x_NCHW.shape[2:], mode="bilinear", align_corners=True)
+        seen = F.interpolate(self.down(x_NCHW), x_NCHW.shape[2:], mode="bilinear", align_corners=False)
         return added_gated(x_NCHW, self.out(seen))

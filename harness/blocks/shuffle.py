@@ -11,7 +11,8 @@ Paper: Zhang et al., ShuffleNet, CVPR 2018, arXiv:1707.01083, section 3.1.
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from harness.blocks.base import BLOCKS, ConvSpec
 from harness.blocks.grouped import Count, Grouped
@@ -26,4 +27,23 @@ class Shuffle(Grouped):
 
     def __init__(self, spec: ConvSpec, *, count: Count = 8) -> None:
         super().__init__(spec, count=count)
-        self.after = nn.ChannelShuffle(self.deployed.groups)
+        self.after = ChannelShuffle(self.deployed.groups)
+
+
+class ChannelShuffle(nn.Module):
+    """As nn.ChannelShuffle, which on fake tensors is another operator than on real ones: memory would be told wrongly.
+
+    Maps that are channels_last stay so.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        batch, channels, rows, columns = x_NCHW.shape
+        matrix = self.groups, channels // self.groups
+        if x_NCHW.is_contiguous(memory_format=torch.channels_last) and not x_NCHW.is_contiguous():
+            x_NHWC = x_NCHW.permute(0, 2, 3, 1).reshape(batch, rows, columns, *matrix)
+            return x_NHWC.transpose(3, 4).reshape(batch, rows, columns, channels).permute(0, 3, 1, 2)
+        return x_NCHW.reshape(batch, *matrix, rows, columns).transpose(1, 2).reshape(x_NCHW.shape)

@@ -76,5 +76,5 @@ class Selection(nn.Module):
         mean = first_NCHW.mean((2, 3), keepdim=True) + second_NCHW.mean((2, 3), keepdim=True)
         hidden = torch.relu(self.norm(self.reduce(mean).flatten(1)))[:, :, None, None]
         logits: Tensor = self.select(hidden).reshape(-1, 2, *mean.shape[1:])
-        shares = logits.softmax(1).to(first_NCHW.dtype)  # autocast's softmax answers in float32
+        shares = logits.softmax(1).to(first_NCHW.dtype)  # on cuda autocast's softmax answers in float32
         return shares.unbind(1)

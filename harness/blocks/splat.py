@@ -62,4 +62,5 @@ class Splat(Block):
         hidden = torch.relu(self.norm(self.reduce(mean).flatten(1)))[:, :, None, None]
         logits = self.select(hidden).reshape(-1, self.radix, self.reduce.in_channels, 1, 1)
         shares = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
-        return shares.to(maps_NDHW.dtype).unbind(1)  # type: ignore[no-any-return]  # autocast's softmax is float32
+        shares = shares.to(maps_NDHW.dtype)  # on cuda autocast's softmax answers in float32
+        return shares.unbind(1)  # type: ignore[no-any-return]

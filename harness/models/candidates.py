@@ -10,7 +10,7 @@ from torch import nn
 from harness import blocks
 from harness.catalog import where as rules
 from harness.catalog.where import Where
-from harness.models.layers import has_own_reparameterization, is_depthwise
+from harness.models.layers import configured, has_own_reparameterization, is_depthwise, padding_of, within
 from harness.models.tracing import ConvUse, Trace, trace
 from harness.records import Json
 
@@ -27,8 +27,8 @@ class Layers:
         self.modules = dict(model.named_modules())
         self.uses = tuple(seen.convs.values())
         own_stem = getattr(model, "stem_names", None)  # the harness's backbones say it themselves
-        self.stem = seen.stem | _configured(model, "first_conv") if own_stem is None else frozenset(own_stem)
-        self.classifier = _configured(model, "classifier")
+        self.stem = seen.stem | configured(model, "first_conv") if own_stem is None else frozenset(own_stem)
+        self.classifier = configured(model, "classifier")
         self._own_options = getattr(model, "slot_options", {})
         self.shared = _shared(model)
         self.unit_ends = _unit_ends(self.modules, self.uses)
@@ -76,7 +76,7 @@ class Layers:
             return f"its kernel is {height}x{width}, and even kernels have no centre"
         if padding_of(conv) is None:
             return f"its padding is {conv.padding}, which differs between rows and columns"
-        return next((f"{name} {why}" for name, why in self.closed.items() if _within(use.name, name)), "")
+        return next((f"{name} {why}" for name, why in self.closed.items() if within(use.name, name)), "")
 
     def choose(self, use: ConvUse, rule: Where, block: str) -> tuple[str | None, str]:
         """The block that takes the layer's place when `block` is put in, or None; and why."""
@@ -89,14 +89,14 @@ class Layers:
         inside = [type(self.modules[".".join(parents[: i + 1])]).__name__ for i in range(len(parents))]
         size, stem = self.conv(use.name).kernel_size[0], use.name in self.stem
         companion = rule.companion(block, kernel_size=size, stem=stem, inside=inside)
-        if companion is None or any(_within(use.name, name) for name in self.classifier):
+        if companion is None or any(within(use.name, name) for name in self.classifier):
             return None, reason
         return companion, f"picked by where for {block}'s companion"
 
     def unpicked(self, use: ConvUse, rule: Where) -> str:
         """Why `rule` does not pick the layer; empty when it does."""
         conv = self.conv(use.name)
-        if use.name not in rule.exact_names and any(_within(use.name, name) for name in self.classifier):
+        if use.name not in rule.exact_names and any(within(use.name, name) for name in self.classifier):
             return "the classifier stays unless named"
         return rule.refuses(
             use.name,
@@ -106,25 +106,6 @@ class Layers:
             stem=use.name in self.stem,
             ends_unit=use.name in self.unit_ends,
         )
-
-
-def padding_of(conv: nn.Conv2d) -> int | None:
-    """Zeros on each side of an odd square kernel's map; None where rows and columns differ."""
-    if isinstance(conv.padding, str):
-        return 0 if conv.padding == "valid" else conv.dilation[0] * (conv.kernel_size[0] // 2)
-    rows, columns = conv.padding
-    return rows if rows == columns else None
-
-
-def _within(name: str, ancestor: str) -> bool:
-    return name == ancestor or not ancestor or name.startswith(f"{ancestor}.")
-
-
-def _configured(model: nn.Module, key: str) -> frozenset[str]:
-    """Layer names in timm's configuration of the model."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get(key) or ()
-    return frozenset([names] if isinstance(names, str) else names)
 
 
 def _unit_ends(modules: Mapping[str, nn.Module], uses: Iterable[ConvUse]) -> frozenset[str]:

@@ -62,3 +62,26 @@ def without_norm(norm: nn.Module) -> nn.Module:
 def has_own_reparameterization(module: nn.Module) -> bool:
     """Whether `timm.utils.reparameterize_model` would convert this module (its rule: one of these methods)."""
     return any(hasattr(module, method) for method in ("fuse", "reparameterize", "switch_to_deploy"))
+
+
+def padding_of(conv: nn.Conv2d) -> int | None:
+    """Zeros on each side; None where sides differ."""
+    reach = conv.dilation[0] * (conv.kernel_size[0] - 1)
+    if isinstance(conv.padding, str):
+        if conv.padding == "same" and reach % 2:
+            return None
+        return 0 if conv.padding == "valid" else reach // 2
+    rows, columns = conv.padding
+    return rows if rows == columns else None
+
+
+def within(name: str, ancestor: str) -> bool:
+    """Whether the module called `name` is the one called `ancestor`, or part of it."""
+    return name == ancestor or not ancestor or name.startswith(f"{ancestor}.")
+
+
+def configured(model: nn.Module, key: str) -> frozenset[str]:
+    """Layer names in timm's configuration of the model."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    names = config.get(key) or ()
+    return frozenset([names] if isinstance(names, str) else names)

@@ -14,8 +14,15 @@ from harness.blocks.dcd import DCDLinear
 from harness.catalog import where as rules
 from harness.catalog.where import Where
 from harness.errors import HarnessError, Unsupported
-from harness.models.candidates import Layers, padding_of
-from harness.models.layers import LayerChange, has_own_reparameterization, label, replace_module, without_norm
+from harness.models.candidates import Layers
+from harness.models.layers import (
+    LayerChange,
+    has_own_reparameterization,
+    label,
+    padding_of,
+    replace_module,
+    without_norm,
+)
 from harness.models.tracing import trace
 from harness.models.warehouse_plans import PAPER, plan
 from harness.models.warehouses import swap_in_warehouses

@@ -25,8 +25,8 @@ from harness.blocks.kw import Attending
 from harness.blocks.per_sample import Schedule
 from harness.blocks.warehouse import Ratios, ratio_of
 from harness.errors import HarnessError, Unsupported
-from harness.models.layers import has_own_reparameterization
-from harness.models.warehouse_stages import Stages, find_stages, within
+from harness.models.layers import has_own_reparameterization, padding_of, within
+from harness.models.warehouse_stages import Stages, find_stages
 
 PAPER = "kw-paper"
 STATIC = "static"
@@ -121,17 +121,6 @@ def cannot(layer: Layer) -> str:
     if any(len(set(sizes)) > 1 for sizes in (layer.kernel_size, layer.stride, layer.dilation)):
         return "its kernel, stride or dilation differs between rows and columns"
     return ""
-
-
-def padding_of(conv: nn.Conv2d) -> int | None:
-    """Zeros on each side; None where sides differ."""
-    reach = conv.dilation[0] * (conv.kernel_size[0] - 1)
-    if isinstance(conv.padding, str):
-        if conv.padding == "same" and reach % 2:
-            return None
-        return 0 if conv.padding == "valid" else reach // 2
-    rows, columns = conv.padding
-    return rows if rows == columns else None
 
 
 def _published(model: nn.Module, family: _Family, b: Fraction) -> tuple[dict[str, str], dict[str, str]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from harness.memory import meta_copy
 from harness.models.backbones import input_shape
+from harness.models.layers import configured, within
 from harness.models.tracing import trace
 
 
@@ -74,17 +75,6 @@ def find_stages(model: nn.Module) -> Stages:
     stage = {name: order.index(each) for name, each in level.items()}
     openers = _openers(stage, runs)
     return Stages({name: each - (name in openers) for name, each in stage.items()}, apart, stays)
-
-
-def configured(model: nn.Module, key: str) -> frozenset[str]:
-    """Layer names in timm's configuration of the model."""
-    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get(key) or ()
-    return frozenset([names] if isinstance(names, str) else names)
-
-
-def within(name: str, ancestor: str) -> bool:
-    return name == ancestor or name.startswith(f"{ancestor}.")
 
 
 def _watch(name: str, image: int, runs: dict[str, _Run]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

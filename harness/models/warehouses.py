@@ -19,8 +19,8 @@ from harness.blocks import ConvSpec
 from harness.blocks.kw import NARROWEST, Attending, KWConv2d, KWLayer, KWLinear
 from harness.blocks.warehouse import Layout, Warehouse, lay_out
 from harness.errors import HarnessError, Unsupported
-from harness.models.layers import LayerChange, label, replace_module
-from harness.models.warehouse_plans import Layer, Plan, layers_of, padding_of, plan
+from harness.models.layers import LayerChange, label, padding_of, replace_module
+from harness.models.warehouse_plans import Layer, Plan, layers_of, plan
 
 __all__ = ["Plan", "WarehouseReport", "plan", "swap_in_warehouses"]
 

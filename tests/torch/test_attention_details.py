@@ -160,6 +160,14 @@ def test_dtypes_and_layouts(name, options, lived_in):
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
 
 
+@pytest.mark.parametrize("name", ["sk", "splat"])
+def test_a_softmax_in_float32_as_autocast_has_it_on_cuda_does_not_widen_the_map(name, monkeypatch):
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda self, dim: softmax(self, dim, dtype=torch.float32))
+    block = blocks.create(name, 8, 8).bfloat16().eval()
+    assert block(torch.randn(2, 8, 9, 14, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("name", "options"), [case for case in OPTIONS if case[1]], ids=str)
 def test_options_export_with_any_batch_and_compile_into_one_graph(name, options, lived_in):
     """With the defaults the tests of all blocks do it."""

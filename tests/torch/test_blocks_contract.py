@@ -384,8 +384,9 @@ DILATED = [
 @pytest.mark.parametrize("name", [name for name in DILATED if usual_size(name) == 3])  # a 1x1 has nothing to dilate
 def test_dilation_is_not_dropped_in_training(name, lived_in):
     """A k x k tap at distance d answers to a point; with the dilation dropped it would be at distance 1."""
-    block = lived_in(make(name, 1, 1, dilation=3)).double().eval()
-    x = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    channels = BLOCKS[name].channel_multiple
+    block = lived_in(make(name, channels, channels, dilation=3)).double().eval()
+    x = torch.zeros(1, channels, 9, 9, dtype=torch.float64)
     zero, x[0, 0, 4, 4] = block(x.clone()), 1.0
     answers = (block(x) - zero)[0, 0].abs() > 1e-9
     assert answers[1, 1]
