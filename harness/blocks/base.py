@@ -237,7 +237,11 @@ class FusableBlock(Block):
             fused.weight, fused.bias = nn.Parameter(weight), nn.Parameter(bias)
             if isinstance(self.after, nn.Identity):
                 return fused.train(self.training)
-            after = deepcopy(self.after).requires_grad_(True)
+            # tensor by tensor: a fake one, copied as any object is, would copy its mode with it
+            dense = torch.contiguous_format
+            memo: dict[int, Any] = {id(b): b.detach().clone(memory_format=dense) for b in self.after.buffers()}
+            memo |= {id(p): nn.Parameter(p.detach().clone(memory_format=dense)) for p in self.after.parameters()}
+            after = deepcopy(self.after, memo).requires_grad_(True)
         return nn.Sequential(OrderedDict(conv=fused, after=after)).train(self.training)
 
 

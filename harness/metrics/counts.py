@@ -15,7 +15,8 @@ from harness.memory import meta_copy
 from harness.metrics.base import metric, one
 from harness.metrics.subject import Subject
 from harness.models import fuse
-from harness.records import Form, Kind, Quantity, Reading, TaskKind
+from harness.models.warehouses import WarehouseReport
+from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
 
 BOTH: tuple[Form, ...] = ("train", "fused")
 
@@ -31,9 +32,14 @@ def _forms(subject: Subject) -> Iterable[tuple[Form, nn.Module]]:
 
 @metric("params", TaskKind.CELL, Quantity("params", "1", Kind.COUNT, forms=BOTH, what="parameters"), on_device=False)
 def params(subject: Subject) -> Iterable[Reading]:
-    """Parameters of the whole model, buffers left out."""
+    """Parameters of the whole model, buffers left out; of shared warehouses what each is made of, as a fact."""
     for form, model in _forms(subject):
-        yield one("params", form, "1", sum(p.numel() for p in model.parameters()))
+        yield one("params", form, "1", sum(p.numel() for p in model.parameters()), **_warehouses(model))
+
+
+def _warehouses(model: nn.Module) -> dict[str, Json]:
+    reports: tuple[WarehouseReport, ...] = getattr(model, "warehouse_report", ())
+    return {"warehouses": [report.said for report in reports]} if reports else {}
 
 
 @metric(

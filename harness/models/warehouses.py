@@ -45,6 +45,14 @@ class WarehouseReport:
     attention_parameters: int
 
     @property
+    def said(self) -> str:
+        """In a line."""
+        share = f"{len(self.layers)} layer{'s' if len(self.layers) > 1 else ''}"
+        size = f"{self.cells} cells of {self.c_out} x {self.c_in}, {self.cell_parameters:,} parameters"
+        more = ", more than it attends to" if self.warning else ""
+        return f"{self.name}: {share}, {size}; attention {self.attention_parameters:,}{more}"
+
+    @property
     def warning(self) -> str:
         if self.attention_parameters <= self.cell_parameters:
             return ""

@@ -69,8 +69,7 @@ def ese(c: int, k: int) -> nn.Module:
 class AlongChannels(nn.Module):
     def __init__(self, c: int, mode: str) -> None:
         super().__init__()
-        assert c == 64
-        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False, padding_mode=mode)
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False, padding_mode=mode)  # 3 taps below 128 channels
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(mean(x)[:, None, :, 0, 0])[:, 0, :, None, None]

@@ -155,8 +155,9 @@ def test_a_fused_block_can_be_fine_tuned(name, lived_in):
     loss.backward()
     optimizer.step()
     assert before
-    for label, parameter in fused.named_parameters():
-        assert not torch.equal(parameter, before[label]), label
+    still = [label for label, parameter in fused.named_parameters() if torch.equal(parameter, before[label])]
+    # a bias in front of a softmax or a batch norm has no part in what comes out
+    assert not [label for label in still if not (label.startswith("after.") and label.endswith("bias"))]
 
 
 @pytest.mark.parametrize("name", FUSABLE)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from metric_cells import net
 from torch import nn
 
 import harness
@@ -13,8 +14,10 @@ from harness import blocks
 from harness.blocks.dcd import DCDLinear
 from harness.catalog.where import PRESETS, parse
 from harness.errors import HarnessError
-from harness.models import LayerChange, build
+from harness.metrics import METRICS, Subject
+from harness.models import LayerChange, build, randomize_statistics
 from harness.models.swap import swap
+from harness.records import Variant
 
 
 def on_meta(name: str) -> nn.Module:
@@ -158,3 +161,61 @@ def test_exceptions_and_unit_ends_can_be_written():
     assert all(isinstance(new.get_submodule(name), blocks.Block) for name in replaced(new))
     named = {"except": "layer1.*", "name": "layer1.0.conv2"}  # a full name picks, whatever else is said
     assert replaced(harness.swap(on_meta("resnet50"), "conv", where=named)) == {"layer1.0.conv2"}
+
+
+def test_kws_warehouses_are_a_fact_of_its_parameters():
+    cell = net("resnet18", "kw", where=Variant("kw-paper"), image_size=224)
+    (train, fused) = METRICS["params"].readings(Subject(cell), {})
+    said = train.facts["warehouses"]
+    assert train.values == (11_932_148,)
+    # (64 x 16 + 2 x 16 + 17 x 57 m) for m = 9 four times, 18 and 2
+    assert said[0] == "stage0: 6 layers, 56 cells of 64 x 64, 229,376 parameters; attention 60,600"
+    assert len(said) == 4
+    assert fused.facts == train.facts
+    small = net("mobilenetv2_050", "kw", where=Variant("kw-paper"), image_size=224)
+    said = next(iter(METRICS["params"].readings(Subject(small), {}))).facts["warehouses"]
+    assert any("more than it attends to" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"kernel_size": 5}, "keeps the kernel sizes"), ({"ratio": 3}, "no ratio 3"), ({"ratoi": 1}, "ratio")],
+)
+def test_what_kw_cannot_do_in_a_network_is_refused(options, says):
+    with pytest.raises(HarnessError, match=says):
+        swap(on_meta("resnet18"), "kw", **options)
+
+
+def test_kw_shares_a_warehouse_for_each_stage_of_what_where_picks():
+    new = swap(on_meta("resnet18"), "kw")
+    assert [(each.name, each.cells, each.c_out) for each in new.warehouse_report] == [
+        ("stage0", 54, 64),  # five 3x3 layers, the last of 64 -> 128: six of 64 x 64
+        ("stage1", 45, 128),
+        ("stage2", 45, 256),
+        ("stage3", 27, 512),
+    ]
+    assert "downsample" not in " ".join(replaced(new))
+    with pytest.raises(HarnessError, match="picks no convolution"):
+        swap(on_meta("resnet18"), "kw", where=5)
+
+
+NEW = [
+    name
+    for name in blocks.BLOCKS
+    if blocks.BLOCKS[name].family in ("dynamic", "dynamic filter", "attention", "structural")
+]
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_every_block_takes_its_place_trains_and_keeps_its_function_once_fused(name):
+    """In a small ResNet, by the default rule: strides, residual sums and 3x3 layers of several widths."""
+    where = {"name": "layer*.conv2"} if name == "involution" else None  # which keeps the number of channels
+    size = 5 if name == "stacked_3x3" else None
+    new = swap(build("test_resnet", num_classes=5), name, where=where, kernel_size=size).double().train()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    new(x).square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in new.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in new.parameters())
+    randomize_statistics(new, 0, x)
+    new.eval()
+    torch.testing.assert_close(harness.fuse(new)(x), new(x), rtol=1e-9, atol=1e-9)
