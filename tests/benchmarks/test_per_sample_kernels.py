@@ -1,0 +1,100 @@
+"""Kernels of its own for every sample: one product to mix them, one convolution or product to apply them.
+
+Each against what one writes first: a loop over samples, or the grouped convolution where a 1x1 goes to a batched product.
+Forward and backward down to input and kernels, eight samples, one thread, processor time; ratios of minima, as in
+test_blocks_against_branches.py, whose file BLOCK_SPEED names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_blocks_against_branches import ALLOWANCE, LIMIT, note, take_turns
+from test_blocks_speed import OTHERS, Neighbours, ratio_of_minima
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.blocks import ConvSpec
+from harness.blocks.per_sample import Mix, convolve_each
+
+SAMPLES = 8
+PLACES = [(64, 56), (256, 14), (512, 7)]
+"""Channels and pixels of a side: a ResNet's first, third and last stage at 224 px."""
+
+Function = Callable[..., Tensor]
+
+
+def loop(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+    return torch.cat([F.conv2d(one[None], kernel, padding=spec.padding) for one, kernel in zip(x, weight, strict=True)])
+
+
+def grouped(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), padding=spec.padding, groups=len(x))
+    return y.reshape(len(x), -1, *y.shape[2:])
+
+
+def mixed_by_loop(attention: Tensor, experts: Tensor) -> Tensor:
+    rows = len(attention) // SAMPLES
+    return torch.cat([attention[i * rows : (i + 1) * rows] @ experts for i in range(SAMPLES)])
+
+
+def stepper(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Callable[[], float]:
+    def step() -> float:
+        start = time.process_time()
+        torch.autograd.grad(function(*tensors, *rest).square().mean(), tensors)
+        return time.process_time() - start
+
+    return step
+
+
+def judged(name: str, plain: Callable[[], float], ours: Callable[[], float]) -> None:
+    plain(), ours()
+    neighbours = Neighbours()
+    pairs = take_turns(plain, ours)
+    ratio, taken = ratio_of_minima(pairs), neighbours.share()
+    note(
+        "per_sample",
+        name,
+        {"ratio_of_minima": round(ratio, 3), "turns": len(pairs), "taken_by_others": round(taken, 3)},
+    )
+    found = f"{name}: {ratio:.3f}, {len(pairs)} turns"
+    print(f"\n{found}; others took {taken:.0%} of the processors")
+    if ratio > LIMIT * ALLOWANCE and taken > OTHERS:
+        pytest.skip(f"{found}, but others took {taken:.0%} of the processors")
+    assert ratio <= LIMIT * ALLOWANCE, found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "pixels"), PLACES)
+@pytest.mark.parametrize(("size", "other"), [(3, loop), (1, loop), (1, grouped)])
+def test_applying_kernels_costs_no_more(size: int, other: Function, channels: int, pixels: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(SAMPLES, channels, pixels, pixels, requires_grad=True)
+    weight = torch.randn(SAMPLES, channels, channels, size, size, requires_grad=True)
+    spec = ConvSpec(channels, channels, size)
+    torch.testing.assert_close(convolve_each(x, weight, spec), other(x, weight, spec), rtol=1e-3, atol=1e-3)
+    plain, ours = (stepper(function, [x, weight], spec) for function in (other, convolve_each))
+    judged(f"{size}x{size}, {channels} channels, {pixels} px, against {other.__name__}", plain, ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cells", "rows", "elements"), [(56, 9, 64 * 64), (27, 9, 512 * 512)])
+def test_mixing_cells_costs_no_more(cells: int, rows: int, elements: int) -> None:
+    """The warehouses of a ResNet-18's first and last stage."""
+    torch.manual_seed(0)
+    attention = torch.randn(SAMPLES * rows, cells, requires_grad=True)
+    experts = torch.randn(cells, elements, requires_grad=True)
+    tensors = [attention, experts]
+    torch.testing.assert_close(Mix()(*tensors), mixed_by_loop(*tensors), rtol=1e-3, atol=1e-3)
+    judged(f"mixing {cells} cells of {elements}", stepper(mixed_by_loop, tensors), stepper(Mix(), tensors))
