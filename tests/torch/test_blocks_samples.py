@@ -13,11 +13,12 @@ import torch
 from test_blocks_places import images, make, nearest, places, usual_size
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import harness.blocks
 from harness import blocks
 from harness.blocks import BLOCKS, ConvSpec
-from harness.blocks.per_sample import PerSampleBlock, Tempered
+from harness.blocks.per_sample import PerSampleBlock, Tempered, convolve_each
 from harness.errors import Unsupported
 from harness.models import Annealing
 
@@ -71,10 +72,10 @@ def loop(x_NCHW: Tensor, weight_NOIHW: Tensor, spec: ConvSpec) -> Tensor:
 def test_grouped_kernels_are_a_loop_over_samples(name, lived_in, monkeypatch):
     """In training, where the norms see the whole batch."""
     modules = [importlib.import_module(f"harness.blocks.{each.name}") for each in pkgutil.iter_modules(blocks.__path__)]
-    for place, batch in product(places_of(name), (2, 5)):
+    for place, batch, size in product(places_of(name), (2, 5), [(7, 9), (1, 2)]):  # on the latter windows are laid out
         block = lived_in(blocks.create(name, *place)).double().train()
         slow = copy.deepcopy(block)
-        x = images(block, batch, 7, 9, torch.float64)
+        x = images(block, batch, *size, torch.float64)
         direction = torch.randn_like(copy.deepcopy(block)(x))
         found = with_gradients(block, x, direction)
         with monkeypatch.context() as patch:
@@ -82,6 +83,56 @@ def test_grouped_kernels_are_a_loop_over_samples(name, lived_in, monkeypatch):
                 if hasattr(module, "convolve_each"):
                     patch.setattr(module, "convolve_each", loop)
             close(found, with_gradients(slow, x, direction))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("place", "size", "calls"),
+    [
+        ((8, 32, 3, 1, 1, 1), (3, 2), "bmm"),  # 6 pixels of 8
+        ((8, 32, 3, 1, 1, 1), (3, 3), "convolution"),
+        ((8, 32, 3, 2, 1, 1), (4, 7), "bmm"),
+        ((8, 32, 5, 1, 1, 2), (4, 2), "bmm"),
+        ((8, 32, 3, 1, 2, 1), (2, 2), "convolution"),
+        ((8, 4, 1, 1, 1, 1), (6, 5), "bmm"),
+        ((8, 32, 1, 2, 1, 1), (4, 4), "bmm"),
+        ((8, 4, 1, 2, 1, 1), (9, 9), "convolution"),
+    ],
+    ids=str,
+)
+def test_kernels_are_applied_alike_whichever_way_is_quicker(place, size, calls, layout):
+    for padding in (0, None, 3):
+        spec = ConvSpec(*place) if padding is None else ConvSpec(*place).padded(padding)
+        if min(size) + 2 * spec.padding <= spec.dilation * (spec.kernel_size - 1):
+            continue  # nothing comes out
+        x = torch.randn(3, spec.c_in, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+        shape = spec.c_out, spec.c_in // spec.groups, spec.kernel_size, spec.kernel_size
+        weight = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            found = convolve_each(x, weight, spec)
+        if padding is None:
+            assert [str(op).removeprefix("aten.") for op in counter.get_flop_counts()["Global"]] == [calls]
+        wanted = loop(x, weight, spec)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        direction = torch.randn_like(wanted)
+        for a, b in zip(*(torch.autograd.grad(y, [x, weight], direction) for y in (found, wanted)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_wide_layers_on_small_maps_export_compile_and_stay_near_float32(name, lived_in):
+    """Where windows are laid out: 64 channels, 3x3 pixels."""
+    block = lived_in(make(name, 64, 64)).eval()
+    x = images(block, 2, 3, 3)
+    exported = torch.export.export(block, (x,), dynamic_shapes={"x_NCHW": {0: torch.export.Dim("batch")}})
+    many = images(block, 5, 3, 3)
+    torch.testing.assert_close(exported.module()(many), block(many), rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+    assert (found.float() - block(x)).norm() <= 0.05 * block(x).norm()
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -64,6 +64,11 @@ def test_some_blocks_do_so_in_the_other_dtypes(name, dtype):
     agree(replace(layer(name), dtype=dtype))
 
 
+@pytest.mark.parametrize("name", ["condconv", "dcd", "kw"])
+def test_kernels_for_each_sample_do_so_where_windows_are_laid_out(name):
+    agree(replace(layer(name), image_size=3))
+
+
 # two at a time: each is its own line of a block's code
 @pytest.mark.parametrize("options", [{"groups": 64, "stride": 2}, {"groups": 4, "c_out": 32, "dilation": 2}])
 @pytest.mark.parametrize("name", blocks.BLOCKS)
