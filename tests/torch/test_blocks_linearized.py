@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_blocks_contract import saved_bytes
+from test_blocks_counts import saved_bytes
 from test_blocks_orepa import agree, switches, with_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F

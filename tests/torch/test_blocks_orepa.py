@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from test_blocks_contract import saved_bytes
+from test_blocks_counts import saved_bytes
 from test_blocks_evaluations import PLACES
 from test_blocks_places import make
 from torch import Tensor, nn
