@@ -68,7 +68,7 @@ KERNEL_SIZES = {
 """Where a block has no 3, or is not meant for it."""
 DEPTHWISE = ("replk", "repmixer", "repvgg_dw", "unirep")
 
-TURNS, SECONDS = (3, 12), 0.6
+TURNS, SECONDS = (3, 8), 0.4
 """At least, at most, and for how long, while the ratio is within its limit."""
 PATIENCE = 20.0
 """Seconds for a ratio beyond it, in case no moment was quiet."""
