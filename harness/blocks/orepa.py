@@ -245,7 +245,8 @@ class OREPA(FusableBlock):
 def basis(spec: ConvSpec, used: Collection[str], like: Tensor) -> Tensor:
     """The fixed k x k taps of the `POINTS` that are used: average, prior, centre; (O, k * k, at most 3)."""
     k, c_out = spec.kernel_size, spec.c_out
-    made = {"device": like.device, "dtype": torch.float64 if like.device.type in ("cpu", "meta") else torch.float32}
+    # made in float64 everywhere but on mps, which has none: a float32 1/9 would stay one in a float64 model
+    made = {"device": like.device, "dtype": torch.float32 if like.device.type == "mps" else torch.float64}
     channel, tap = torch.arange(c_out, **made), torch.arange(k, **made)  # type: ignore[call-overload]
     down = channel < c_out / 2  # not rounded: an odd O gives half-integer frequencies across
     frequency = torch.where(down, channel + 1, channel + 1 - c_out / 2)

@@ -54,6 +54,8 @@ def saved_storages(module: nn.Module, *inputs: Tensor) -> list[Saved]:
             if storage._cdata not in lives_anyway:
                 sizes[storage._cdata] = storage.nbytes()
                 owners.setdefault(storage._cdata, set()).add(kept.owner)
+            # A saved output knows its own node, which holds what stands in its place: nobody collects such a ring.
+            kept.release()
         del outputs
     finally:
         for child, training in was_training.items():
@@ -67,6 +69,10 @@ class _Kept:
     def __init__(self, tensor: Tensor, owner: str) -> None:
         self.tensor = tensor
         self.owner = owner
+
+    def release(self) -> None:
+        """Let go of the tensor; the graph cannot be walked backward any more."""
+        del self.tensor
 
 
 def _storages(tensors: Iterable[Tensor]) -> frozenset[int]:

@@ -100,7 +100,8 @@ def _derived(cells: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     batch = cells["batch_size"].astype(float)
     steps = summary[(summary["metric"] == "train_step") & (summary["unit"] == "s")]
     passes = summary[(summary["metric"] == "latency") & (summary["unit"] == "s")]
-    throughput = _rate(steps, "throughput", "1/s", steps["cell"].map(batch))
+    # a column of no cells maps to one of text where pandas keeps text in pyarrow's memory
+    throughput = _rate(steps, "throughput", "1/s", steps["cell"].map(batch).astype(float))
     return pd.concat([throughput, _rate(passes, "mac_rate", "MAC/s", _work(summary, passes, batch))])
 
 
@@ -113,7 +114,7 @@ def _work(summary: pd.DataFrame, passes: pd.DataFrame, batch: pd.Series[float]) 
     }
     per_image = pd.Series(counts["macs"].to_numpy(), index=passes.index)
     composing = pd.Series(counts["macs_kernel"].fillna(0.0).to_numpy(), index=passes.index)
-    return per_image * passes["cell"].map(batch) + composing
+    return per_image * passes["cell"].map(batch).astype(float) + composing
 
 
 def _rate(times: pd.DataFrame, metric: str, unit: str, work: pd.Series[float]) -> pd.DataFrame:

@@ -42,6 +42,17 @@ def cells_of(run: FakeRun, heading: str) -> dict[str, str]:
     raise AssertionError(f"no column {heading}")
 
 
+@pytest.mark.parametrize("storage", ["python", "pyarrow"])
+def test_a_run_without_times_is_reported_wherever_pandas_keeps_text(storage):
+    """pandas takes pyarrow's memory for text where it is installed; a run of counts has no times to make rates of."""
+    if storage == "pyarrow":
+        pytest.importorskip("pyarrow")
+    with pd.option_context("mode.string_storage", storage):
+        run = blocks("conv", "orepa").put(CONV, "macs", 10, form="train")
+        assert run.frame()["metric"].tolist() == ["macs"]
+        assert "macs" in report(run, "text")
+
+
 # units
 
 

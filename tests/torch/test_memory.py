@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -232,6 +233,25 @@ def test_who_keeps_what_for_backward():
     x = torch.randn(4, 32)
     kept = {tuple(sorted(saved.owners)): saved.size for saved in saved_storages(model, x)}
     assert kept == {("0",): x.nbytes, ("1", "2"): x.nbytes}  # the ReLU's result serves its own and the layer's backward
+
+
+def test_nothing_that_was_kept_for_backward_outlives_the_count():
+    """Outputs that are saved (a ReLU's) hold their node, and the node holds what was put in their place."""
+
+    class Kept(nn.Module):
+        def forward(self, x):
+            y = torch.relu(x)
+            alive.append(StorageWeakRef(y.untyped_storage()))
+            return y
+
+    alive: list[StorageWeakRef] = []
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Kept(), nn.Conv2d(8, 8, 3), Kept())
+    gc.disable()
+    try:
+        assert len(saved_storages(model, torch.randn(2, 3, 9, 9))) > 3
+        assert [storage.expired() for storage in alive] == [True, True]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
