@@ -169,6 +169,9 @@ class CudaDevice(AcceleratorDevice):
     def telemetry(self) -> dict[str, Json]:
         return self._card.read()
 
+    def state(self) -> dict[str, Json]:
+        return self._card.state()
+
     def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
         return nvidia.suspicious(telemetry)
 

@@ -102,6 +102,10 @@ class Device(ABC):
         """What the hardware says of itself now, in SI units; empty where it says nothing. Not for timed stretches."""
         return {}
 
+    def state(self) -> dict[str, Json]:
+        """`telemetry`, how busy others keep the device and what is suspicious; empty where it says nothing."""
+        return self.telemetry()
+
     def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
         """Why a time taken while `telemetry` was read is not to be trusted, in a few words; None when it is."""
         return None

@@ -99,6 +99,15 @@ class Card:
         }
         return {name: value for name, value in found.items() if value is not None}
 
+    def state(self) -> dict[str, Json]:
+        """As `read`; `busy`, the share of the last second or less with work at hand; `suspicious`, where it is."""
+        if self._handle is None:
+            return {}
+        now = self.read()
+        rates = self._asked("nvmlDeviceGetUtilizationRates", self._handle)
+        found = {"busy": rates.gpu / 100 if rates is not None else None, "suspicious": suspicious(now)}
+        return {**now, **{name: value for name, value in found.items() if value is not None}}
+
 
 def reasons(bits: int) -> list[str]:
     """The names of the set bits; a bit that is not in `REASONS` as ``reason 0x800``."""

@@ -7,9 +7,9 @@ weighs both. torch stays in the workers.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -37,23 +37,28 @@ class Prober(Protocol):
 
     def probe(self, names: list[str]) -> Json: ...
 
-    def noise(self, seconds: float) -> Json: ...
+    def noise(self, seconds: float, device: str = "cpu") -> Json: ...
 
 
 @dataclass(frozen=True)
 class Report:
-    """Facts (plain JSON), what the clock does, and what to make of both, the worst first."""
+    """Facts (plain JSON), what the clock does, and what to make of both, the worst first.
+
+    `noise` is the processor's, `accelerators` that of every other device that can be used, by its name.
+    """
 
     facts: Json
     noise: Noise
     findings: tuple[Finding, ...]
+    accelerators: Mapping[str, Noise] = field(default_factory=dict)
 
 
 def examine(
     seconds: float = 20.0, executor: Prober | None = None, console: Console | None = None, root: Path = Path("/")
 ) -> Report:
-    """Look at this machine for about `seconds`. HarnessError when no worker can start: then nothing can be measured.
+    """Look at this machine for about `seconds`, and as long at each of its accelerators.
 
+    HarnessError when no worker can start: then nothing can be measured.
     `root` is where the kernel's files are looked for.
     """
     console = console or Console(stderr=True)
@@ -61,21 +66,23 @@ def examine(
         at_work = executor or stack.enter_context(LocalExecutor())
         busy = activity()  # first: everything after it keeps the machine busy itself
         facts = gather(at_work.probe(list(DEVICE_KINDS)), busy, root)
-        rounds, shares = _measured(at_work, SHARE * seconds, console)
+        present = [name for name, device in facts["devices"].items() if not device["absent"] and name != "cpu"]
+        rounds, shares = _measured(at_work, "cpu", SHARE * seconds, console)
+        others = {name: noise_of(_measured(at_work, name, SHARE * seconds, console)[0]) for name in present}
     noise = noise_of(rounds, shares.steal)
-    return Report(facts, noise, tuple(findings_in(facts, noise)))
+    return Report(facts, noise, tuple(findings_in(facts, noise, others)), others)
 
 
-def _measured(executor: Prober, seconds: float, console: Console) -> tuple[Sequence[Json], Shares]:
+def _measured(executor: Prober, device: str, seconds: float, console: Console) -> tuple[Sequence[Json], Shares]:
     """The rounds, each a fresh process, and who had the processors meanwhile."""
     before, started = Shares.now(), time.monotonic()
     found: list[Json] = []
-    with console.status("measuring how steady this machine is") as status:
+    with console.status(f"measuring how steady {device} is") as status:
         for number in range(ROUNDS):
             if number >= MINIMUM_ROUNDS and time.monotonic() - started > LONGEST * seconds:
                 break
-            status.update(f"measuring how steady this machine is: process {number + 1} of {ROUNDS}")
-            found.append(executor.noise(seconds / ROUNDS))
+            status.update(f"measuring how steady {device} is: process {number + 1} of {ROUNDS}")
+            found.append(executor.noise(seconds / ROUNDS, device))
     return found, Shares.now() - before
 
 
@@ -83,11 +90,11 @@ def doctor_text(report: Report) -> str:
     """For people: facts, noise, findings with what to do."""
     from harness.doctor.text import text_of
 
-    return text_of(report.facts, report.noise, report.findings)
+    return text_of(report.facts, report.noise, report.findings, report.accelerators)
 
 
 def doctor_json(report: Report) -> str:
     """For programs: the same, sizes in bytes and times in seconds."""
     from harness.doctor.text import json_of
 
-    return json_of(report.facts, report.noise, report.findings)
+    return json_of(report.facts, report.noise, report.findings, report.accelerators)

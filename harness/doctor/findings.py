@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,6 +51,9 @@ MOST_STEAL = 0.01
 ONE_USER = 0.10
 """Of one processor: a tenth of one of two is 5 % of what a step of two threads has, beyond the threshold of 3 %."""
 
+CARD_USED = 0.05
+"""Of the last moments: an idle card says 0, one that only shows a desktop about a hundredth."""
+
 LEAST_MEMORY = 2 * 2**30
 """Bytes available: a worker has 0.7 GiB with torch alone, ResNet-18 at batch 8 trains in 0.3 GiB more."""
 
@@ -65,12 +68,12 @@ DRIVERS_THAT_ADAPT = ("intel_pstate", "amd-pstate-epp")
 """Whose `powersave` raises the clock under load like any other governor's; elsewhere it stays at the lowest."""
 
 
-def findings_in(facts: Json, noise: Noise) -> list[Finding]:
-    """Every finding, the worst first."""
+def findings_in(facts: Json, noise: Noise, accelerators: Mapping[str, Noise] | None = None) -> list[Finding]:
+    """Every finding, the worst first; `accelerators`: the noise of each device but the processor."""
     found = [
-        *_noise(facts, noise), *_drift(noise), *_switches(facts, noise), *_steal(noise), *_activity(facts),
-        *_threads(facts), *_frequency(facts), *_turbo(facts), *_memory(facts), *_disk(facts), *_devices(facts),
-        *_versions(facts), *_variables(facts),
+        *_noise(facts, noise), *_noise_elsewhere(accelerators or {}), *_cards(facts), *_drift(noise),
+        *_switches(facts, noise), *_steal(noise), *_activity(facts), *_threads(facts), *_frequency(facts),
+        *_turbo(facts), *_memory(facts), *_disk(facts), *_devices(facts), *_versions(facts), *_variables(facts),
     ]  # fmt: skip
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -89,6 +92,34 @@ def _noise(facts: Json, noise: Noise) -> Iterator[Finding]:
     severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
     why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
     yield Finding(severity, "noise", what, why, f"{_quieten(facts)}; {more}")
+
+
+def _noise_elsewhere(accelerators: Mapping[str, Noise]) -> Iterator[Finding]:
+    for name, noise in accelerators.items():
+        what = f"on {name} an effect of {percent(noise.resolves)} can be told in {JUDGED_ROUNDS} rounds"
+        if noise.resolves <= FINE_EFFECT:
+            yield Finding(Severity.OK, "noise", what)
+        else:
+            severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
+            why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
+            yield Finding(severity, "noise", what, why, f"let nothing else use {name} (nvidia-smi shows who does)")
+
+
+def _cards(facts: Json) -> Iterator[Finding]:
+    for name, device in facts["devices"].items():
+        now = device.get("now") or {}
+        if now.get("busy", 0.0) >= CARD_USED:
+            yield Finding(
+                Severity.WARNING, "card", f"{name} was {percent(now['busy'])} busy before anything was measured",
+                "kernels of two processes take turns on a card: times grow and scatter",
+                "nvidia-smi shows who uses it; end that, or measure on another card (cuda:1)",
+            )  # fmt: skip
+        if "suspicious" in now:
+            yield Finding(
+                Severity.WARNING, "card", f"{name}: {now['suspicious']}",
+                "times are those of a hot or badly fed card, and change as it cools",
+                "let it cool, see its fans and its power supply; nvidia-smi -q -d PERFORMANCE",
+            )  # fmt: skip
 
 
 def _quieten(facts: Json) -> str:

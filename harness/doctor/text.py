@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,11 +15,12 @@ from harness.doctor.noise import JUDGED_ROUNDS, Noise
 from harness.records import Json
 
 
-def text_of(facts: Json, noise: Noise, findings: Sequence[Finding]) -> str:
+def text_of(facts: Json, noise: Noise, findings: Sequence[Finding], accelerators: Mapping[str, Noise]) -> str:
     """Facts and noise as two tables, then every finding with why it matters and what to do."""
+    others = [row for name, one in accelerators.items() for row in _accelerator_rows(name, one)]
     parts = [
         tabulate(_fact_rows(facts), tablefmt="plain", disable_numparse=True),
-        tabulate(_noise_rows(noise), tablefmt="plain", disable_numparse=True),
+        tabulate([*_noise_rows(noise), *others], tablefmt="plain", disable_numparse=True),
         "\n".join(line for finding in findings for line in _lines(finding)),
         _summary(findings),
     ]
@@ -71,7 +72,16 @@ def _device(device: Json) -> str:
     facts = device["facts"]
     names = ("model", "capability", "driver", "runtime")
     known = [str(facts[name]) for name in names if facts.get(name)]
-    return ", ".join([*known, *([gib(facts["memory_bytes"])] if facts.get("memory_bytes") else [])])
+    memory = [gib(facts["memory_bytes"])] if facts.get("memory_bytes") else []
+    return ", ".join([*known, *memory, *_now(device.get("now", {}))])
+
+
+def _now(state: Json) -> list[str]:
+    """What a card says of itself at this moment, as far as it says anything."""
+    units = {"sm_clock": (1e-6, "MHz"), "temperature": (1.0, "°C"), "power": (1.0, "W"), "busy": (100.0, "% busy")}
+    said = [f"{scale * state[name]:.0f} {unit}" for name, (scale, unit) in units.items() if name in state]
+    reasons = [reason for reason in state.get("throttle", ()) if reason != "idle"]
+    return said + ([f"held back: {', '.join(reasons)}"] if reasons else [])
 
 
 def _noise_rows(noise: Noise) -> list[list[str]]:
@@ -85,11 +95,27 @@ def _noise_rows(noise: Noise) -> list[list[str]]:
     ]
 
 
-def json_of(facts: Json, noise: Noise, findings: Sequence[Finding]) -> str:
+def _accelerator_rows(name: str, noise: Noise) -> list[list[str]]:
+    return [
+        [f"noise on {name}", f"sd {percent(noise.sd)} ({noise.rounds} processes, {noise.passes} passes)"],
+        [f"told on {name}", f"effects of {percent(noise.resolves)} (99 %)"],
+        [f"slowest on {name}", f"+{percent(noise.drift)} (a step of {1e3 * noise.step:.2f} ms)"],
+    ]
+
+
+def json_of(facts: Json, noise: Noise, findings: Sequence[Finding], accelerators: Mapping[str, Noise]) -> str:
     """Sizes in bytes, times in seconds, shares as fractions; what is unknown is null."""
-    measured = {name: None if _broken(value) else value for name, value in asdict(noise).items()}
-    value = {"facts": facts, "noise": measured, "findings": [asdict(finding) for finding in findings]}
+    value = {
+        "facts": facts,
+        "noise": _plain_noise(noise),
+        "accelerators": {name: _plain_noise(one) for name, one in accelerators.items()},
+        "findings": [asdict(finding) for finding in findings],
+    }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain_noise(noise: Noise) -> Json:
+    return {name: None if _broken(value) else value for name, value in asdict(noise).items()}
 
 
 def _broken(value: Any) -> bool:

@@ -84,10 +84,10 @@ class LocalExecutor:
             raise _no_worker(death)
         return answers[0]["probe"]
 
-    def noise(self, seconds: float) -> Json:
+    def noise(self, seconds: float, device: str = "cpu") -> Json:
         """How steady this machine's clock is right now: a step against itself for `seconds`, in a fresh process."""
         answers: list[Json] = []
-        death = self._run({"noise": seconds}, answers.append, PROBE_TIMEOUT + seconds, None)
+        death = self._run({"noise": seconds, "device": device}, answers.append, PROBE_TIMEOUT + seconds, None)
         if death is not None:
             raise _no_worker(death)
         return answers[0]["noise"]

@@ -22,7 +22,7 @@ from harness.records import Json, Task
 
 def main(order: Json, answers: Connection, output: str) -> None:
     """Do one order: ``{"task": ..., "key": ..., "fingerprint": ..., "memory": ..., "lockstep": ..., "slowed": ...}``,
-    ``{"probe": [...]}`` or ``{"noise": seconds}``.
+    ``{"probe": [...]}`` or ``{"noise": seconds, "device": name}``.
 
     Answers are JSON texts on `answers`; whatever the task prints goes to the file `output`.
     """
@@ -39,7 +39,7 @@ def main(order: Json, answers: Connection, output: str) -> None:
     if "noise" in order:
         from harness.metrics.noise import pairs
 
-        emit({"noise": pairs(order["noise"])})
+        emit({"noise": pairs(order["noise"], order["device"])})
         return
     if order["memory"] is not None:
         with contextlib.suppress(Unsupported):  # not on every system; the parent watches as well

@@ -195,8 +195,8 @@ class Scripted:
             raise HarnessError("a worker process cannot start: no torch", remedy="see whether torch works")
         return PROBE
 
-    def noise(self, seconds):
-        self.asked.append(seconds)
+    def noise(self, seconds, device="cpu"):
+        self.asked.append((device, seconds))
         return next(self.rounds)
 
 
@@ -207,7 +207,9 @@ def test_an_examination_measures_in_several_processes_and_tells_what_it_found(tm
     executor = Scripted(sd=0.02)
     report = examine(20.0, executor, Console(quiet=True), root=tmp_path)
     assert len(executor.asked) == report.noise.rounds == ROUNDS
-    assert 10 <= sum(executor.asked) <= 14
+    assert {device for device, _ in executor.asked} == {"cpu"}
+    assert 10 <= sum(seconds for _, seconds in executor.asked) <= 14
+    assert report.accelerators == {}
     assert report.facts["governors"] == ["ondemand"]
     assert report.facts["container"] is True
     text = doctor_text(report)
@@ -218,6 +220,39 @@ def test_an_examination_measures_in_several_processes_and_tells_what_it_found(tm
     assert value["noise"]["sd"] == pytest.approx(0.02)
     assert value["findings"][0]["severity"] in ("problem", "warning")
     assert {"severity", "about", "what", "why", "do"} == set(value["findings"][0])
+
+
+def test_an_accelerator_is_examined_as_long_as_the_processor(monkeypatch, tmp_path):
+    now = {"sm_clock": 1_980_000_000, "temperature": 33, "power": 71.2, "throttle": ["idle"], "busy": 0.0}
+    card = {"absent": None, "facts": {"model": "Some GPU", "memory_bytes": 80 * GIB}, "now": now}
+    monkeypatch.setitem(PROBE["devices"], "cuda", card)
+    executor = Scripted()
+    executor.rounds = iter(rounds_with(0.001) + rounds_with(0.04))
+    report = examine(20.0, executor, Console(quiet=True), root=tmp_path)
+    assert [device for device, _ in executor.asked] == ["cpu"] * ROUNDS + ["cuda"] * ROUNDS
+    assert report.noise.sd == pytest.approx(0.001)
+    assert report.accelerators["cuda"].sd == pytest.approx(0.04)
+    text = doctor_text(report)
+    assert "Some GPU, 80.0 GiB, 1980 MHz, 33 °C, 71 W, 0 % busy" in text
+    assert "noise on cuda" in text
+    (said,) = [finding for finding in report.findings if "on cuda an effect of 4.2 %" in finding.what]
+    assert said.severity is Severity.WARNING
+    assert json.loads(doctor_json(report))["accelerators"]["cuda"]["sd"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        ({"busy": 0.4}, "cuda was 40 % busy"),
+        ({"suspicious": "the card slowed down: hardware thermal slowdown"}, "cuda: the card slowed down: hardware"),
+        ({"busy": 0.01, "throttle": ["software power cap"]}, None),
+    ],
+)
+def test_a_card_that_others_use_or_that_is_hot_is_a_warning(now, says):
+    devices = {**QUIET["devices"], "cuda": {"absent": None, "facts": {"model": "Some GPU"}, "now": now}}
+    found = about("card", devices=devices)
+    assert [finding.severity for finding in found] == [Severity.WARNING] * (says is not None)
+    assert all(says in finding.what and finding.do for finding in found)
 
 
 def test_without_a_worker_nothing_can_be_measured_and_the_error_says_what_to_do():

@@ -100,6 +100,17 @@ def test_without_library_driver_or_card_there_is_no_telemetry_but_a_reason(insta
     assert device.suspicious({}) is None
 
 
+def test_the_state_of_a_card_is_its_telemetry_how_busy_it_is_and_what_is_suspicious(install):
+    library = FakeNvml({f"GPU-{UUID}": "mine"}, bits=0x40)
+    library.nvmlDeviceGetUtilizationRates = lambda handle: SimpleNamespace(gpu=37, memory=5)
+    throttled = "hardware thermal slowdown"
+    assert install(library).state() == {
+        **ALL, "throttle": [throttled], "busy": 0.37, "suspicious": f"the card slowed down: {throttled}"
+    }  # fmt: skip
+    assert install(FakeNvml({f"GPU-{UUID}": "mine"})).state() == {**ALL, "throttle": []}
+    assert install(None).state() == {}
+
+
 def test_what_a_card_does_not_tell_is_left_out_and_the_rest_is_there(install):
     broken = ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetCurrentClocksThrottleReasons"]
     device = install(FakeNvml({f"GPU-{UUID}": "mine"}, broken=broken))
