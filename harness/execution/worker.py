@@ -15,12 +15,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from harness import devices
+from harness.devices import Clock
 from harness.errors import HarnessError, Unsupported
 from harness.execution.binding import bound_to, cores_for
 from harness.metrics import METRICS, Metric, Subject
-from harness.metrics.base import Step
 from harness.metrics.explaining import explained
-from harness.metrics.slowing import slowed
 from harness.metrics.trials import is_out_of_memory
 from harness.metrics.turns import Seat, Turn, take_turns
 from harness.records import Cell, Json, Reading, Record, Status, Task, TaskKind, Variant
@@ -40,7 +39,7 @@ def perform(
 ) -> None:
     """Measure all that `task` asks for and emit a record for each cell and metric, whatever happens in them.
 
-    `turn`: what every visit runs inside. `slowed`: cell id -> the share of its time by which a step is made longer.
+    `turn`: what every visit runs inside. `slowed`: cell id -> the share by which a batch of steps is made longer.
     """
     desk = _Desk(task, key, fingerprint, emit, slowed or {})
     for wanted in task.metrics:
@@ -159,17 +158,16 @@ def _seats(desk: _Desk, entry: _Entry, metric: Metric, wanted: Variant) -> list[
         subject = Subject(entry.cell)
         with subject.settings():
             steps = metric.steps(subject, wanted.options)
-        clock = devices.Clock(subject.device)
         share = desk.task.budget.seconds / len(steps)
-        return [Seat(_injected(step, desk.slowed.get(entry.cell.id)), clock, subject.settings, share) for step in steps]
+        slowdown = desk.slowed.get(entry.cell.id, 0.0)
+        told: dict[str, Json] = {"slowed": slowdown} if slowdown else {}
+        return [
+            Seat(replace(step, facts={**step.facts, **told}), Clock(subject.device, slowdown), subject.settings, share)
+            for step in steps
+        ]
     except Exception as problem:  # as in `caught`
         entry.problem = problem
         return []
-
-
-def _injected(step: Step, share: float | None) -> Step:
-    """The same step, longer by `share` of its own time: what a verdict is tried on."""
-    return step if not share else replace(step, run=slowed(step.run, share), facts={**step.facts, "slowed": share})
 
 
 def probe(names: list[str]) -> Json:
@@ -178,5 +176,5 @@ def probe(names: list[str]) -> Json:
     for name in names:
         device = devices.get(name)
         absent = device.available()
-        found[name] = {"absent": absent} if absent else {"absent": None, "facts": device.facts()}
+        found[name] = {"absent": absent} if absent else {"absent": None, "facts": device.facts(), "now": device.state()}
     return {"threads": torch.get_num_threads(), "torch": torch.__version__, "devices": found}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from harness.metrics.base import Step, metric
+from harness.metrics.captured import captured
 from harness.metrics.subject import Subject
 from harness.records import Json, Kind, Quantity, TaskKind
 
@@ -42,7 +43,7 @@ def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:
     x = subject.input()
     for form in subject.forms:
         run = forward_pass(subject, subject.model(form).eval(), x)
-        yield Step("latency", form, "s", subject.device.capture(run) if graph else run, facts, cold)
+        yield Step("latency", form, "s", captured(subject.device, run, x) if graph else run, facts, cold)
 
 
 def forward_pass(subject: Subject, model: nn.Module, x: torch.Tensor) -> Callable[[], object]:

@@ -22,11 +22,17 @@ OUTLYING = 5.0
 """Median absolute deviations (scaled to a normal's standard deviation) above the median: one sample in a million."""
 
 
+LAUNCH_BOUND = 0.02
+"""Share of a batch. An accelerator that is behind has work left when the host has launched the last of it: up to a
+thousand launches, and half of the batch in short steps. One that waits for launches is done microseconds after them."""
+
+
 @dataclass
 class Taken:
     """One sample in the making."""
 
     seconds: float = 0.0
+    waited: float = 0.0
 
 
 @dataclass
@@ -35,7 +41,8 @@ class Samples:
 
     `order`: the visit's rank over all seats of the round. `cpu`: seconds of this process's threads together, per
     step. `switches`: how often the kernel took the processor away during the batch. `load`: the system's average over
-    the last minute. `telemetry`: what the device said of itself after the batch.
+    the last minute. `telemetry`: what the device said of itself after the batch. `waited`: the share of the batch for
+    which the host waited for an accelerator after its last launch.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -44,6 +51,7 @@ class Samples:
     switches: list[int] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     telemetry: list[Json] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
 
     @contextmanager
     def taking(self, device: Device, rank: int, repeats: int) -> Iterator[Taken]:
@@ -58,6 +66,7 @@ class Samples:
         self.switches.append(after.ru_nivcsw - before.ru_nivcsw)
         self.load.append(os.getloadavg()[0])
         self.telemetry.append(device.telemetry())
+        self.waited.append(taken.waited / taken.seconds if taken.seconds else 0.0)
 
     def facts(self, device: Device) -> dict[str, Json]:
         """All but the seconds, as a reading keeps them, with the numbers of the suspicious samples and why."""
@@ -70,6 +79,9 @@ class Samples:
         if any(self.telemetry):
             keys = list(dict.fromkeys(key for told in self.telemetry for key in told))
             found["telemetry"] = {key: [told.get(key) for told in self.telemetry] for key in keys}
+        if device.kind != "cpu" and self.waited:
+            found["waited"] = [round(share, 3) for share in self.waited]
+            found["launch_bound"] = median(self.waited) < LAUNCH_BOUND
         suspicious = self.suspicious(device)
         if suspicious:
             found["suspicious"] = suspicious

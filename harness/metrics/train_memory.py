@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 
 from harness.devices import Device
@@ -30,8 +31,12 @@ def train_memory(subject: Subject) -> Iterable[Reading]:
     counted, rounded up to 512 bytes as the CUDA allocator does; on an accelerator its allocator is asked, and
     the prediction stands beside it: the difference is workspaces and other operators.
     """
+    facts: dict[str, Json] = {"optimizer": optimizer_options(subject.cell)["implementation"]}
+    if subject.device.kind != "cpu":
+        gc.collect()
+        subject.device.empty_cache()  # what an earlier metric of this process left in reserve is not this step's
+        facts["held_before"] = subject.device.memory_now()
     step = Training.of(subject)
-    facts = {"optimizer": optimizer_options(subject.cell)["implementation"]}
     if subject.device.kind == "cpu":
         found = peak_step_bytes(step.model, step.optimizer, step, [step.x, step.target])
         counted = "live storages, rounded up to 512 bytes"
@@ -42,7 +47,6 @@ def train_memory(subject: Subject) -> Iterable[Reading]:
 
 def _asked(subject: Subject, step: Training, facts: dict[str, Json]) -> Iterator[Reading]:
     device = subject.device
-    device.empty_cache()  # what an earlier metric of this process left in reserve is not this step's
     first, _ = _peaks(device, step)
     steady, reserved = _peaks(device, step)  # gradients and momentum exist
     peak = max(steady.values())

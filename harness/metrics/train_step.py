@@ -10,8 +10,17 @@ from torch.optim import Optimizer
 
 from harness.memory.steps import BACKWARD, FORWARD, OPTIMIZER, Enter
 from harness.metrics.base import Step, metric
+from harness.metrics.captured import captured
 from harness.metrics.subject import Subject, optimizer_options
-from harness.records import Kind, Quantity, TaskKind
+from harness.records import Json, Kind, Quantity, TaskKind
+
+OPTIONS: dict[str, Json] = {
+    "graph": {
+        "type": "boolean",
+        "default": False,
+        "what": "capture the step once and replay it: without what the host does per launch (cuda, xpu)",
+    },
+}
 
 
 @dataclass
@@ -43,6 +52,11 @@ class Training:
         enter(OPTIMIZER)
         self.optimizer.step()
 
+    def state(self) -> list[Tensor]:
+        """What a step changes in place: parameters, buffers, and what the optimizer keeps of them."""
+        kept = [tensor for slots in self.optimizer.state.values() for tensor in slots.values()]
+        return [*self.model.parameters(), *self.model.buffers(), *(one for one in kept if isinstance(one, Tensor))]
+
     def _loss(self) -> Tensor:
         # by the tensors' own device: a prediction for another one runs on the CPU's operators
         with self.subject.autocast(self.x.device.type):
@@ -50,9 +64,22 @@ class Training:
             return self.subject.regularized(loss, self.model)
 
 
-@metric("train_step", TaskKind.VISIT, Quantity("train_step", "s", Kind.SAMPLED, what="seconds per training step"))
-def train_step(subject: Subject) -> Iterable[Step]:
-    """Seconds per training step: forward, loss, backward, optimizer."""
-    facts = {"optimizer": optimizer_options(subject.cell)["implementation"]}
-    run: Callable[[], object] = Training.of(subject)
+@metric(
+    "train_step",
+    TaskKind.VISIT,
+    Quantity("train_step", "s", Kind.SAMPLED, what="seconds per training step"),
+    options=OPTIONS,
+)
+def train_step(subject: Subject, graph: bool) -> Iterable[Step]:
+    """Seconds per training step: forward, loss, backward, optimizer.
+
+    On an accelerator many short operations may take longer to launch than to do; `graph` takes the launching away.
+    Raises Unsupported for a graph where the device has none, or the step cannot be captured.
+    """
+    facts: dict[str, Json] = {"optimizer": optimizer_options(subject.cell)["implementation"]}
+    step = Training.of(subject)
+    run: Callable[[], object] = step
+    if graph:
+        facts["graph"] = True
+        run = captured(subject.device, step, step.x, step.state)
     yield Step("train_step", "train", "s", run, facts)

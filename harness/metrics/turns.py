@@ -115,6 +115,7 @@ class Seat:
                 self.settling.append(self.time(steps) / steps)
             with self.samples.taking(self.clock.device, rank, self.repeats) as taken:
                 taken.seconds = self.time(self.repeats)
+                taken.waited = self.clock.waited
 
     def reading(self) -> Reading:
         facts = {

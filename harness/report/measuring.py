@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from harness.planning.looks import CONFIDENCE
 from harness.records import Record, TaskKind
@@ -24,8 +24,11 @@ class Measuring:
     samples: int = 0
     suspicious: int = 0
     apart: str = ""
+    launch_bound: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Cell and metric of the readings that measured launching; in the order of the records."""
 
-    def sentences(self) -> Iterator[str]:
+    def sentences(self, labels: Mapping[str, str]) -> Iterator[str]:
+        """`labels`: what the report calls each cell."""
         if self.look is not None:
             facts = self.look.facts
             wanted = facts.get("precision")
@@ -37,6 +40,12 @@ class Measuring:
             yield (
                 "Its variants did not fit into memory together and alternated in processes: "
                 f"ratios are of seconds, not milliseconds, apart ({self.apart})."
+            )
+        if self.launch_bound:
+            whose = ", ".join(f"{metric} of {labels.get(cell, cell)}" for cell, metric in self.launch_bound)
+            yield (
+                f"The device waited for the host's launches: {whose}. These are times of launching; with "
+                "'graph: true' they are the device's own."
             )
         if self.suspicious:
             share = _percent(self.suspicious / self.samples)
@@ -63,6 +72,8 @@ def measuring(records: Sequence[Record], groups: dict[str, str]) -> dict[str, Me
             for reading in record.readings:
                 one.samples += len(reading.values)
                 one.suspicious += len(reading.facts.get("suspicious", ()))
+                if reading.facts.get("launch_bound"):
+                    one.launch_bound[record.cell, reading.metric] = None
     return found
 
 

@@ -108,7 +108,7 @@ def page(run: Run, groups: list[GroupView]) -> Page:
         Section(
             view.title,
             [*tables(view), *breakdowns(view, facts)],
-            [*sentences(view), *(how[view.id].sentences() if view.id in how else ())],
+            [*sentences(view), *(how[view.id].sentences(view.variants) if view.id in how else ())],
         )
         for view in groups
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,11 +12,14 @@ import torch
 
 from harness import devices
 from harness.devices import Clock, graphs
+from harness.devices import clock as clock_module
+from harness.devices import cpu as cpu_module
 from harness.devices.base import UNKNOWN_CACHE
 from harness.devices.cpu import CpuDevice
 from harness.devices.fake import FakeDevice
 from harness.errors import Unsupported
 from harness.metrics import METRICS, subject
+from harness.metrics.captured import captured
 from harness.metrics.subject import Subject
 from harness.records import Cell
 
@@ -201,13 +204,91 @@ def test_latency_of_a_graph_is_that_of_its_replay(monkeypatch):
     device = FakeDevice()
     monkeypatch.setattr(subject.devices, "get", lambda name, **options: device)
     plain, (train, fused) = steps(), steps(graph=True, cold=True)
-    assert device.log == ["capture", "capture"]
+    assert device.log == ["capture", "replay"] * 2, "each replay is tried before it is timed"
+    device.log.clear()
     assert train.facts == fused.facts == {"cold": True, "graph": True}
     Clock(device).time(fused.run, 2, flush=fused.cold)
     once = ["flush", "record", "replay", "record"]
-    assert device.log[2:] == [*once, *once, "synchronize", "elapsed", "elapsed"]
+    assert device.log == [*once, *once, "synchronize", "elapsed", "elapsed"]
     torch.testing.assert_close(train.run(), plain[0].run())
     torch.testing.assert_close(fused.run(), plain[1].run())
+
+
+def test_a_batch_that_is_slowed_on_purpose_takes_so_much_longer(monkeypatch):
+    now = [0.0]
+
+    def ticking():
+        now[0] += 1e-5
+        return now[0]
+
+    def step():
+        now[0] += 3.0
+
+    monkeypatch.setattr(clock_module, "perf_counter", ticking)
+    monkeypatch.setattr(cpu_module, "perf_counter", ticking)
+    for share in (0.01, 0.05, 0.5):
+        for repeats in (1, 4):
+            taken = Clock(devices.get("cpu"), share).time(step, repeats)
+            assert taken == pytest.approx(3 * repeats * (1 + share), rel=1e-3)
+    assert Clock(devices.get("cpu")).time(step) == pytest.approx(3, rel=1e-3)
+
+
+class Elsewhere(FakeDevice):
+    """A device whose replay is what `replay` makes of the captured step."""
+
+    def __init__(self, replay):
+        super().__init__()
+        self.replay = replay
+
+    def capture(self, step):
+        return self.replay(step)
+
+
+def test_a_replay_that_computes_something_else_is_refused_and_leaves_everything_as_it_was():
+    x, weight = torch.randn(4, 3), torch.randn(3)
+    kept = [x.clone(), weight.clone()]
+
+    def step():
+        weight.add_(x.mean(0), alpha=0.1)
+        return x * weight
+
+    frozen = step().clone()
+    weight.copy_(kept[1])
+    replays = {
+        "the output of the capture": lambda step: lambda: frozen,
+        "the output alone": lambda step: lambda: x * (weight + 0.1 * x.mean(0)),
+        "the change alone": lambda step: lambda: (step(), frozen)[1],
+        "not a number": lambda step: lambda: step() * float("nan"),
+    }
+    for said, replay in replays.items():
+        with pytest.raises(Unsupported, match="computes something else") as refused:
+            captured(Elsewhere(replay), step, x, lambda: [weight])
+        assert "leave graph out" in refused.value.remedy, said
+        assert torch.equal(x, kept[0]), said
+        assert torch.equal(weight, kept[1]), said
+    assert torch.equal(captured(Elsewhere(lambda step: step), step, x, lambda: [weight])(), frozen)
+
+
+def test_a_captured_training_step_is_compared_by_what_it_does_to_the_model(monkeypatch):
+    def forgets_the_optimizer(step):
+        def replay():
+            before = [parameter.detach().clone() for parameter in step.model.parameters()]
+            step()
+            with torch.no_grad():
+                for parameter, was in zip(step.model.parameters(), before, strict=True):
+                    parameter.copy_(was)
+
+        return replay
+
+    def warmed_up(step):
+        step()
+        return step
+
+    for replay, refused in ((warmed_up, False), (lambda step: forgets_the_optimizer(warmed_up(step)), True)):
+        monkeypatch.setattr(subject.devices, "get", lambda name, replay=replay, **options: Elsewhere(replay))
+        with pytest.raises(Unsupported, match="something else") if refused else nullcontext():
+            (step,) = METRICS["train_step"].steps(Subject(CELL), {"graph": True})
+            assert step.facts["graph"] is True
 
 
 def test_a_graph_on_the_cpu_is_refused():

@@ -11,12 +11,11 @@ import pytest
 
 from harness import devices
 from harness.devices import Clock
+from harness.devices import clock as clocks
 from harness.devices.fake import FakeDevice
 from harness.metrics import samples as module
-from harness.metrics import slowing
 from harness.metrics.base import Step
 from harness.metrics.samples import SLOW, Samples
-from harness.metrics.slowing import slowed
 from harness.metrics.turns import Seat
 
 QUIET = [0.100, 0.101, 0.099, 0.102, 0.098, 0.100, 0.101, 0.099]
@@ -66,7 +65,7 @@ def test_facts_are_per_step_and_of_this_batch_alone(monkeypatch):
     monkeypatch.setattr(module.os, "getloadavg", lambda: (1.234, 9.0, 9.0))
     samples = Samples()
     with samples.taking(FakeDevice(sensors={"power": 70.0}), 5, 4) as sample:
-        sample.seconds = 1.0
+        sample.seconds, sample.waited = 1.0, 0.3
     facts = samples.facts(FakeDevice())
     assert samples.seconds == [0.25]
     assert facts == {
@@ -75,6 +74,8 @@ def test_facts_are_per_step_and_of_this_batch_alone(monkeypatch):
         "switches": [3],
         "load": [1.23],
         "telemetry": {"power": [70.0]},
+        "waited": [0.3],
+        "launch_bound": False,
     }
 
 
@@ -152,19 +153,23 @@ def test_suspicious_samples_stay_in_the_reading_and_are_named_in_its_facts():
     assert set(reading.facts["suspicious"]) == {"0", "1", "2", "3"}
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5])
-def test_a_step_that_is_slowed_on_purpose_takes_so_much_longer(share, monkeypatch):
-    now = [0.0]
+def test_an_accelerators_samples_say_for_what_share_of_a_batch_it_was_waited_for(monkeypatch):
+    device = FakeDevice(ticks=[2.0, 2.0, 2.0])
+    now = iter([0.0, 0.0, 1.9, 0.0, 0.0, 0.02, 0.0, 0.0, 0.01])  # begin of the batch, end of launching, end of the wait
+    monkeypatch.setattr(clocks, "perf_counter", lambda: next(now))
+    samples, clock = Samples(), Clock(device)
+    for rank in range(3):
+        with samples.taking(device, rank, 1) as sample:
+            sample.seconds = clock.time(lambda: None)
+            sample.waited = clock.waited
+    facts = samples.facts(device)
+    assert facts["waited"] == [0.95, 0.01, 0.005]
+    assert facts["launch_bound"] is True, "in the median the device was done as soon as it was told what to do"
+    assert not {"waited", "launch_bound"} & of(QUIET).facts(devices.get("cpu")).keys()
 
-    def ticking():
-        now[0] += 1e-4
-        return now[0]
 
-    def step():
-        now[0] += 3.0
-        return "its result"
-
-    monkeypatch.setattr(slowing, "perf_counter", ticking)
-    began = now[0]
-    assert slowed(step, share)() == "its result"
-    assert now[0] - began == pytest.approx(3 * (1 + share), rel=1e-3)
+@pytest.mark.parametrize(("waited", "bound"), [([0.0] * 3, True), ([0.0, 0.5, 0.5], False), ([0.03] * 3, False)])
+def test_a_time_is_the_hosts_launching_where_nothing_is_left_to_wait_for(waited, bound):
+    samples = of([1.0] * 3)
+    samples.waited = waited
+    assert samples.facts(FakeDevice())["launch_bound"] is bound
