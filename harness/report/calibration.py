@@ -24,10 +24,15 @@ def calibration_text(found: Sequence[Calibration], confidence: float) -> str:
 
 
 def _condition(found: Calibration, confidence: float) -> str:
+    if not found.covered.of:
+        return f"{found.condition}: {found.experiments} experiments, and no reading in them that could be judged"
     alarms, threshold = found.false_alarms, 100 * found.threshold
-    rows = [
+    unchanged = [
         ["false alarms on unchanged code", _counted(alarms), f"at most {100 * alarms.upper:.2g} % (95 % sure)"],
         ["unchanged code called SAME", _counted(found.same), f"{100 * found.same.value:.1f} %"],
+    ]
+    rows = [
+        *(unchanged if alarms.of else [["unchanged code", "none", "give --slowdowns a 0 for false alarms"]]),
         [f"99 % intervals with the truth in them ({100 * confidence:.4g} % a look)", _counted(found.covered),
          f"{100 * found.covered.value:.2f} %, at least {100 * found.covered.lower:.2f} % (95 % sure)"],
     ]  # fmt: skip

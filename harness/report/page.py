@@ -111,7 +111,9 @@ def page(run: Run, groups: list[GroupView]) -> Page:
             [*sentences(view), *(how[view.id].sentences(view.variants) if view.id in how else ())],
         )
         for view in groups
+        if view.readings
     ]
+    unreached = [f"{view.title}: not reached" for view in groups if not view.readings]
     published, problems = beside(run, groups)
     return Page(
         run.name,
@@ -119,7 +121,7 @@ def page(run: Run, groups: list[GroupView]) -> Page:
         NOTE.format(confidence=confidence_text(run.confidence)),
         published,
         sections,
-        [*_failures(run), *problems],
+        [*_failures(run), *problems, *unreached],
         list(flat(run.environment)),
         run.suite_text.strip(),
     )
@@ -150,6 +152,8 @@ def _text(page: Page) -> str:
         lines += section.sentences
         if not section.tables:
             lines.append("nothing was measured")
+    if not page.sections:
+        lines += ["", "nothing was measured"]
     if page.failures:
         lines += ["", "Not measured", *(f"  {line}" for line in page.failures)]
     return "\n".join(lines).rstrip() + "\n"

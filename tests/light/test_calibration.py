@@ -276,6 +276,9 @@ def test_what_cannot_be_known_is_null_in_the_json_and_said_in_the_text():
         text = calibration_json(calibrate(experiments, 0.99), 0.99)
         (quiet,) = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")).values()
         assert (quiet["false_alarms"], quiet["suited_threshold"]) == ([0, 0, None, None], None)
+        said = calibration_text(calibrate(experiments, 0.99), 0.99)
+        assert "unchanged code" in said or "could be judged" in said
+        assert "nan" not in said
     assert "no threshold suits" in calibration_text(calibrate(several(2, spread=1.0), 0.99), 0.99)
 
 

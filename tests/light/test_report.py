@@ -294,6 +294,20 @@ def test_a_run_in_which_everything_failed_still_reports(tmp_path):
     assert "nothing was measured" in report(run)
 
 
+def test_groups_that_a_stopped_run_did_not_reach_are_named_and_have_no_section():
+    run = blocks("conv", "orepa")
+    later = cells_frame([cell("conv", image_size=224), cell("orepa", image_size=224)])
+    run.cells = pd.concat([run.cells, later])
+    run.put(CONV, "params", 10, form="train")
+    said = report(run)
+    reached, left = said.split("Not measured")
+    assert "96 px" in reached
+    assert "224 px" not in reached
+    assert "224 px: not reached" in left
+    for format in ("md", "tex", "html"):
+        assert report(run, format).count("not reached") == 1
+
+
 def test_report_can_write_where_it_is_told(tmp_path):
     content = report(full_run(), "md", tmp_path / "new" / "r.md")
     assert (tmp_path / "new" / "r.md").read_text() == content
