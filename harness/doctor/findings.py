@@ -84,25 +84,24 @@ def _noise(facts: Json, noise: Noise) -> Iterator[Finding]:
         f"in {JUDGED_ROUNDS} rounds an effect of {percent(noise.resolves)} can be told (up to "
         f"{percent(noise.resolves_most)}: {noise.rounds} processes were seen); sd of a round {percent(noise.sd)}"
     )
-    if noise.resolves <= FINE_EFFECT:
-        yield Finding(Severity.OK, "noise", what)
-        return
     rounds = noise.rounds_for(FINE_EFFECT)
     more = f"--rounds {rounds} would tell {percent(FINE_EFFECT)}" if rounds else "no number of rounds makes up for it"
-    severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
-    why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
-    yield Finding(severity, "noise", what, why, f"{_quieten(facts)}; {more}")
+    yield _weighed(what, noise, f"{_quieten(facts)}; {more}")
 
 
 def _noise_elsewhere(accelerators: Mapping[str, Noise]) -> Iterator[Finding]:
     for name, noise in accelerators.items():
         what = f"on {name} an effect of {percent(noise.resolves)} can be told in {JUDGED_ROUNDS} rounds"
-        if noise.resolves <= FINE_EFFECT:
-            yield Finding(Severity.OK, "noise", what)
-        else:
-            severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
-            why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
-            yield Finding(severity, "noise", what, why, f"let nothing else use {name} (nvidia-smi shows who does)")
+        yield _weighed(what, noise, f"let nothing else use {name} (nvidia-smi shows who does)")
+
+
+def _weighed(what: str, noise: Noise, do: str) -> Finding:
+    """What noise says, by the smallest effect that can be told."""
+    if noise.resolves <= FINE_EFFECT:
+        return Finding(Severity.OK, "noise", what)
+    severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
+    why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
+    return Finding(severity, "noise", what, why, do)
 
 
 def _cards(facts: Json) -> Iterator[Finding]:

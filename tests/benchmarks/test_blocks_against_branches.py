@@ -32,6 +32,8 @@ from harness import blocks
 from harness.blocks import BLOCKS, Choice
 from harness.devices.cpu import processor_name
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 1.0
 """A block costs no more than what one writes down without a thought for the cost."""
 

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from harness import blocks
 
+pytestmark = pytest.mark.alone
+
 BATCH, PIXELS = 16, 160
 
 LIMITS = {"orepa": 1.6, "dbb": 3.3}

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from harness.blocks.orepa import LinearBranches
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 0.6
 """Its three large GEMMs alone are 0.3 of the plain network's multiply-accumulates at this size."""
 

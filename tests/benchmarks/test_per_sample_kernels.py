@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from harness.blocks import ConvSpec
 from harness.blocks.per_sample import Mix, convolve_each
 
+pytestmark = pytest.mark.alone
+
 SAMPLES = 8
 PLACES = [(64, 56), (256, 14), (512, 7)]
 """Channels and pixels of a side: a ResNet's first, third and last stage at 224 px."""

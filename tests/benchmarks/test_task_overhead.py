@@ -12,6 +12,8 @@ from harness.planning import plan
 from harness.suite import parse_suite
 from harness.suite.source import Source
 
+pytestmark = pytest.mark.alone
+
 SUITE = "axes: {block: conv, backbone: layer, image_size: 8, batch_size: 1}\nmetrics: [params]"
 PROMISED = 0.3
 """Seconds per task after the first."""

@@ -60,6 +60,7 @@ LIBRARIES = "import typer, rich.console, pydantic, yaml"
 """What any light command imports: 0.13 s where the promise was made, and `plan` took 2.8 times as long."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("words", [["--help"], ["plan", "suites/quick.yaml"], ["list", "blocks"], ["schema"]], ids=str)
 def test_light_commands_start_fast(words):
     """Promised: half a second. On a slower or busier machine: 3.5 times what the libraries take, turn by turn."""

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 SUITE = """
 axes: {block: [conv, repvgg, acb], backbone: layer, image_size: 28, batch_size: 4}
 metrics: [params, macs, saved_memory, train_memory, fusion_error, train_step, latency]
