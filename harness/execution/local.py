@@ -125,9 +125,10 @@ class LocalExecutor:
         return death
 
     def _start(self, order: Json, writer: Connection, output: Path) -> None:
-        self._worker = self._context.Process(target=main, args=(order, writer, str(output)))
+        worker = self._context.Process(target=main, args=(order, writer, str(output)))
         with _STARTING, _without_main(), _uninterrupted():
-            self._worker.start()
+            worker.start()
+            self._worker = worker
         writer.close()
 
     def _watch(self, reader: Connection, emit: Emit, timeout: float, memory: int | None, output: Path) -> Death | None:
@@ -181,7 +182,8 @@ class LocalExecutor:
 
     def _kill(self) -> None:
         """End the worker and whatever it started; nothing when it has ended already."""
-        worker, self._worker = self._worker, None
+        with _STARTING:  # one that another thread has half started can be ended once it is there, and must be
+            worker, self._worker = self._worker, None
         if worker is None:
             return
         with _uninterrupted():

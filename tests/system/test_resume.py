@@ -107,7 +107,7 @@ def test_which_run_is_gone_on_with(user, mutated):
 @pytest.mark.slow
 def test_two_runs_do_not_share_a_device(user):
     suite = user.suite(SUITE)
-    first = user.start("run", suite, "--out", "first")
+    first = user.start("run", suite, "--out", "first", "--rounds", "500")  # it cannot be done before the second begins
     wait_for_lines(user, 1, "first")
     second = user.run("run", suite, "--out", "second")
     assert second.returncode == 2

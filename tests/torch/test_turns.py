@@ -22,6 +22,7 @@ class FakeClock:
         self.log = []
         self.now = 0.0
         self.device = FakeDevice()
+        self.waited = 0.0
 
     def time(self, step, repeats=1, flush=False):
         for _ in range(repeats):

@@ -108,9 +108,9 @@ def test_a_visit_takes_the_turns_it_is_given_and_slows_only_the_variant_it_is_to
 def test_a_variant_that_raises_in_a_visit_is_alone_in_it(monkeypatch, breaks):
     whole = METRICS["train_step"].measure
 
-    def steps(subject):
+    def steps(subject, graph):
         if subject.cell.block.name != "acb":
-            return whole(subject)
+            return whole(subject, graph)
         if breaks == "while building":
             raise ValueError("acb broke")
 
@@ -128,10 +128,10 @@ def test_a_variant_that_raises_in_a_visit_is_alone_in_it(monkeypatch, breaks):
 def test_an_unsupported_variant_does_not_make_its_group_partial(monkeypatch):
     whole = METRICS["train_step"].measure
 
-    def steps(subject):
+    def steps(subject, graph):
         if subject.cell.block.name == "acb":
             raise Unsupported("cannot", remedy="do not")
-        return whole(subject)
+        return whole(subject, graph)
 
     sabotage(monkeypatch, "train_step", steps)
     records, _ = perform(GROUP, TaskKind.VISIT, "train_step")
