@@ -20,14 +20,16 @@ def verdicts(check):
     return {(row.cell, row.metric, row.form): row.verdict for row in check.rows}
 
 
-def paired_runs(change: float, seed: int = 0, sd: float = 0.005, rounds: int = 10):
-    """conv and orepa on both sides; rounds share their mood (20 %), the head's orepa changes by `change`."""
+def paired_runs(change: float, seed: int = 0, sd: float = 0.005, rounds: int = 10, more=()):
+    """conv, orepa and `more` cells on both sides; rounds share their mood (20 %), the head's orepa changes by `change`."""
     rng = np.random.default_rng(seed)
-    base, head = (FakeRun(cells_frame([cell("conv"), cell("orepa")])) for _ in range(2))
+    cells = [cell("conv"), cell("orepa"), *more]
+    base, head = (FakeRun(cells_frame(cells)) for _ in range(2))
     mood = np.exp(rng.normal(0, 0.2, rounds))
-    for block, factor in ((CONV, 1.0), (OREPA, 1.0 + change)):
-        base.put(block, "train_step", 0.1 * mood * np.exp(rng.normal(0, sd, rounds)), "train")
-        head.put(block, "train_step", factor * 0.1 * mood * np.exp(rng.normal(0, sd, rounds)), "train")
+    for one in cells:
+        factor = 1.0 + change if one.id == OREPA else 1.0
+        base.put(one.id, "train_step", 0.1 * mood * np.exp(rng.normal(0, sd, rounds)), "train")
+        head.put(one.id, "train_step", factor * 0.1 * mood * np.exp(rng.normal(0, sd, rounds)), "train")
     return base, head
 
 
@@ -119,8 +121,9 @@ def test_rows_say_how_to_repeat_them():
 
 
 def test_of_a_thousand_unchanged_readings_none_is_called_changed_on_a_noisy_machine():
-    found = [
-        verdict for seed in range(500) for verdict in verdicts(compared(*paired_runs(0.0, seed, sd=0.03))).values()
-    ]
+    few = [verdicts(compared(*paired_runs(0.0, seed, sd=0.03))) for seed in range(50)]
+    others = [cell("conv", image_size=size) for size in range(8, 26)]
+    several = [verdicts(compared(*paired_runs(0.0, seed, sd=0.03, more=others))) for seed in range(45)]
+    found = [verdict for one in (*few, *several) for verdict in one.values()]
     assert len(found) == 1000
     assert sum(verdict in (Verdict.REGRESSED, Verdict.IMPROVED) for verdict in found) <= 1

@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.alone
-
 SUITE = """
 axes: {block: [conv, repvgg, acb], backbone: layer, image_size: 28, batch_size: 4}
 metrics: [params, macs, saved_memory, train_memory, fusion_error, train_step, latency]
@@ -114,6 +112,7 @@ def test_saved_bytes_parameters_and_fused_outputs_each_fail_the_gate_with_their_
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_slower_block_and_an_extra_saved_tensor_fail_the_gate_and_nothing_else_does(user, mutated):
     suite = user.suite(SUITE)
     with user.shell() as shell:
