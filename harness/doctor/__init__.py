@@ -17,8 +17,10 @@ from rich.console import Console
 
 from harness.catalog.vocabulary import DEVICE_KINDS
 from harness.doctor.facts import Shares, activity, gather
-from harness.doctor.findings import Finding, Severity, findings_in
+from harness.doctor.finding import Finding, Severity
+from harness.doctor.findings import findings_in
 from harness.doctor.noise import ROUNDS, Noise, noise_of
+from harness.errors import HarnessError
 from harness.execution.local import LocalExecutor
 from harness.records import Json
 from harness.verdict.statistics import MINIMUM_ROUNDS
@@ -68,7 +70,12 @@ def examine(
         facts = gather(at_work.probe(list(DEVICE_KINDS)), busy, root)
         present = [name for name, device in facts["devices"].items() if not device["absent"] and name != "cpu"]
         rounds, shares = _measured(at_work, "cpu", SHARE * seconds, console)
-        others = {name: noise_of(_measured(at_work, name, SHARE * seconds, console)[0]) for name in present}
+        others: dict[str, Noise] = {}
+        for name in present:
+            try:
+                others[name] = noise_of(_measured(at_work, name, SHARE * seconds, console)[0])
+            except HarnessError as problem:  # a card that is full, say: what is known of the rest is told all the same
+                facts["devices"][name]["broken"] = problem.problem.splitlines()[-1]
     noise = noise_of(rounds, shares.steal)
     return Report(facts, noise, tuple(findings_in(facts, noise, others)), others)
 

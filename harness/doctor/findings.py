@@ -4,33 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 
+from harness.doctor.cards import cards
+from harness.doctor.finding import Finding, Severity, gib, percent
 from harness.doctor.noise import JUDGED_ROUNDS, Noise
 from harness.execution.environment import BUSY_PERCENT
 from harness.records import Json
-
-
-class Severity(StrEnum):
-    """Worst first: times are worthless, times are worse than they need be, good to know, as it should be."""
-
-    PROBLEM = "problem"
-    WARNING = "warning"
-    NOTE = "note"
-    OK = "ok"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`what` was found, with its number; `why` it matters for timing; what to `do`, as a command where there is one."""
-
-    severity: Severity
-    about: str
-    what: str
-    why: str = ""
-    do: str = ""
-
 
 FINE_EFFECT = 0.03
 """The default threshold of times: a machine that cannot tell 3 % in ten rounds leaves `ab` and `check` undecided."""
@@ -51,9 +30,6 @@ MOST_STEAL = 0.01
 ONE_USER = 0.10
 """Of one processor: a tenth of one of two is 5 % of what a step of two threads has, beyond the threshold of 3 %."""
 
-CARD_USED = 0.05
-"""Of the last moments: an idle card says 0, one that only shows a desktop about a hundredth."""
-
 LEAST_MEMORY = 2 * 2**30
 """Bytes available: a worker has 0.7 GiB with torch alone, ResNet-18 at batch 8 trains in 0.3 GiB more."""
 
@@ -71,7 +47,7 @@ DRIVERS_THAT_ADAPT = ("intel_pstate", "amd-pstate-epp")
 def findings_in(facts: Json, noise: Noise, accelerators: Mapping[str, Noise] | None = None) -> list[Finding]:
     """Every finding, the worst first; `accelerators`: the noise of each device but the processor."""
     found = [
-        *_noise(facts, noise), *_noise_elsewhere(accelerators or {}), *_cards(facts), *_drift(noise),
+        *_noise(facts, noise), *_noise_elsewhere(accelerators or {}), *cards(facts), *_drift(noise),
         *_switches(facts, noise), *_steal(noise), *_activity(facts), *_threads(facts), *_frequency(facts),
         *_turbo(facts), *_memory(facts), *_disk(facts), *_devices(facts), *_versions(facts), *_variables(facts),
     ]  # fmt: skip
@@ -102,23 +78,6 @@ def _weighed(what: str, noise: Noise, do: str) -> Finding:
     severity = Severity.WARNING if noise.resolves <= COARSE_EFFECT else Severity.PROBLEM
     why = f"differences below that stay INCONCLUSIVE; the default threshold is {percent(FINE_EFFECT)}"
     return Finding(severity, "noise", what, why, do)
-
-
-def _cards(facts: Json) -> Iterator[Finding]:
-    for name, device in facts["devices"].items():
-        now = device.get("now") or {}
-        if now.get("busy", 0.0) >= CARD_USED:
-            yield Finding(
-                Severity.WARNING, "card", f"{name} was {percent(now['busy'])} busy before anything was measured",
-                "kernels of two processes take turns on a card: times grow and scatter",
-                "nvidia-smi shows who uses it; end that, or measure on another card (cuda:1)",
-            )  # fmt: skip
-        if "suspicious" in now:
-            yield Finding(
-                Severity.WARNING, "card", f"{name}: {now['suspicious']}",
-                "times are those of a hot or badly fed card, and change as it cools",
-                "let it cool, see its fans and its power supply; nvidia-smi -q -d PERFORMANCE",
-            )  # fmt: skip
 
 
 def _quieten(facts: Json) -> str:
@@ -297,14 +256,3 @@ def _variables(facts: Json) -> Iterator[Finding]:
             "it decides torch's threads, and times with other numbers of threads are not compared",
             "unset OMP_NUM_THREADS, or write the axis threads into the suite",
         )  # fmt: skip
-
-
-def percent(share: float) -> str:
-    """To two digits: a noise of 0.43 % and one of 12 % are both told well enough."""
-    if abs(share) < 0.00005:
-        return "0 %"
-    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

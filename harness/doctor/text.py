@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.doctor.findings import Finding, Severity, gib, percent
+from harness.doctor.finding import Finding, Severity, gib, percent
 from harness.doctor.noise import JUDGED_ROUNDS, Noise
 from harness.records import Json
 

@@ -56,8 +56,8 @@ def _outcome(step: Callable[[], object], state: Callable[[], Sequence[Tensor]]) 
 
 
 def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Relative L2 distance of all of it together; numbers that are none in both are equal."""
-    pairs = [(a.double().nan_to_num(), b.double().nan_to_num()) for a, b in zip(found, wanted, strict=True)]
+    """Relative L2 distance of all of it together; infinite and undefined numbers count as 0, in both."""
+    pairs = [[one.double().nan_to_num(0, 0, 0) for one in pair] for pair in zip(found, wanted, strict=True)]
     error = sum(float((a - b).square().sum()) for a, b in pairs)
     scale = sum(float(b.square().sum()) for _, b in pairs)
     return (error / scale) ** 0.5 if scale else float(error > 0)

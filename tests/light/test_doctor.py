@@ -240,6 +240,22 @@ def test_an_accelerator_is_examined_as_long_as_the_processor(monkeypatch, tmp_pa
     assert json.loads(doctor_json(report))["accelerators"]["cuda"]["sd"] == pytest.approx(0.04)
 
 
+def test_an_accelerator_on_which_nothing_runs_is_a_problem_and_the_rest_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(PROBE["devices"], "cuda", {"absent": None, "facts": {"model": "Some GPU"}, "now": {}})
+
+    class Full(Scripted):
+        def noise(self, seconds, device="cpu"):
+            if device == "cuda":
+                raise HarnessError("a worker cannot start: it exited with 1\nTraceback\nout of memory", remedy="look")
+            return super().noise(seconds, device)
+
+    report = examine(20.0, Full(), Console(quiet=True), root=tmp_path)
+    assert report.accelerators == {}
+    assert report.findings[0].severity is Severity.PROBLEM
+    assert report.findings[0].what.endswith("nothing can be measured on it: out of memory")
+    assert report.noise.rounds == ROUNDS
+
+
 @pytest.mark.parametrize(
     ("now", "says"),
     [

@@ -259,6 +259,7 @@ def test_a_replay_that_computes_something_else_is_refused_and_leaves_everything_
         "the output alone": lambda step: lambda: x * (weight + 0.1 * x.mean(0)),
         "the change alone": lambda step: lambda: (step(), frozen)[1],
         "not a number": lambda step: lambda: step() * float("nan"),
+        "infinite": lambda step: lambda: step() * float("inf"),
     }
     for said, replay in replays.items():
         with pytest.raises(Unsupported, match="computes something else") as refused:
