@@ -49,7 +49,7 @@ CELL = Cell.from_json(
 )
 
 ROUNDED = {"ese": 1e-7, "coord": 1e-7} if KIND == "cuda" else {}
-"""torch's hard-sigmoid multiplies by a float32 1/6 on CUDA, in float64 too."""
+"""torch's hard-sigmoid and hard-swish multiply by a float32 1/6 on CUDA, in float64 too."""
 
 LAUNCHED_ELSEWHERE = {"deformable"}
 """torchvision 0.26 launches its deformable convolution on the device's default stream, where no capture sees it."""
