@@ -18,8 +18,8 @@ from harness import blocks, catalog
 from harness.data import DATASETS
 from harness.errors import HarnessError
 from harness.metrics import METRICS
-from harness.models import backbones
 from harness.models.describing import describe
+from harness.models.nets import backbones
 from harness.records import Json
 
 FOLDER = Path(catalog.__file__).parent

@@ -1,4 +1,4 @@
-"""Convolution blocks: each file of this folder is one of them, and importing the folder imports them all."""
+"""Convolution blocks: one file a block, in the folder of its family; importing this package imports them all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.blocks.base import BLOCKS, NON_NEGATIVE, Block, Choice, ConvSpec, F
 
 __all__ = ["BLOCKS", "NON_NEGATIVE", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     import_module(_module.name)
 
 

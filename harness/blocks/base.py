@@ -16,6 +16,7 @@ constructor checks its arguments against the declaration, so the two cannot part
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
@@ -36,6 +37,9 @@ KERNEL_SIZES = tuple(range(1, 14, 2))
 Choice = str | bool | int
 
 NON_NEGATIVE = "non-negative input"
+
+OUTSIDE = "own"
+"""The family of a block that is in none of the families' folders."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Block(nn.Module):
     """
 
     family: ClassVar[str]
+    """What the folder of its file says: `FAMILY` of the package."""
     paper: ClassVar[str]
     sister: ClassVar[str | None] = None
     """The block to use where this one has no online evaluation."""
@@ -128,10 +133,17 @@ class Block(nn.Module):
     """Whether c_in == c_out is needed."""
     channel_multiple: ClassVar[int] = 1
     """What c_in and c_out must be multiples of in each of the place's groups, with the options' defaults."""
+    training_rules: ClassVar[tuple[str, ...]] = ()
+    """What its paper does in a training beside steps: names of harness.training.rules."""
     needs: str | None = None
     """What the fused form asks of the input beside its shape: `NON_NEGATIVE`, or nothing."""
     at_least_one: ClassVar[tuple[str, ...]] = ()
     """Options, True or False, of which one must be True."""
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        folder = sys.modules.get(cls.__module__.rpartition(".")[0])
+        cls.family = getattr(folder, "FAMILY", OUTSIDE)
 
     def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__()

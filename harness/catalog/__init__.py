@@ -10,7 +10,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from harness.records import Json, Kind, Quantity
+from harness.records import Json, Kind, Quantity, TaskKind
 from harness.registry import unknown
 
 
@@ -55,3 +55,16 @@ def quantities() -> dict[str, Quantity]:
         for quantity in metric["quantities"]:
             found[quantity["name"]] = Quantity(**{**quantity, "kind": Kind(quantity["kind"])})
     return found
+
+
+def quantity_of(name: str) -> Quantity | None:
+    return quantities().get(name)
+
+
+def quantities_of(metric: str, kind: TaskKind) -> list[Quantity]:
+    """What a metric would have read; used to show a failed one in every column it leaves empty."""
+    entry = metrics().get(metric)
+    if entry is None or entry["task"] != kind:
+        return []
+    names = [quantity["name"] for quantity in entry["quantities"]]
+    return [quantities()[name] for name in names]

@@ -1,4 +1,4 @@
-"""The command line: a thin shell. Commands that measure are in measuring.py, those that read in reading.py."""
+"""The command line: a thin shell. Commands that measure are in running.py, those that read in reading.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from harness.cli import measuring, reading  # noqa: F401, they put their commands into the app
+from harness.cli import reading, running  # noqa: F401, they put their commands into the app
 from harness.cli.shared import INTERRUPTED, app
 from harness.errors import HarnessError
 

@@ -18,7 +18,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of printing.")] = None,
 ) -> None:
     """Print a run's tables and its answer in sentences; CSV is the tidy frame in SI units."""
-    from harness.report import report as render
+    from harness.report.page import report as render
     from harness.store.run import open_run
 
     text = render(open_run(run), format_.value, out)
@@ -29,7 +29,7 @@ def report(
 @app.command()
 def show(run: RunPath, cell: Annotated[str, typer.Argument(help="The beginning of a cell's id.")]) -> None:
     """One cell: samples, facts, traceback, and how to repeat it."""
-    from harness.report import show as render
+    from harness.report.cell_text import show as render
     from harness.store.run import open_run
 
     print(render(open_run(run), cell))
@@ -54,9 +54,11 @@ def check(
     format_: Annotated[CheckFormat, typer.Option("--format")] = CheckFormat.TEXT,
 ) -> None:
     """Hold a run against a baseline. Exits 1 on a regression, 3 on failed cells, 5 when nothing can be compared."""
+    from harness.report.check_text import render_check
+    from harness.report.github import write_summary
     from harness.store.run import open_run
     from harness.verdict import check as judge
-    from harness.verdict import load_baseline, render_check, write_summary
+    from harness.verdict import load_baseline
 
     checked = judge(open_run(run), load_baseline(baseline), strict=strict)
     print(render_check(checked, format_.value))
@@ -73,8 +75,8 @@ def trend(
     format_: Annotated[CheckFormat, typer.Option("--format")] = CheckFormat.TEXT,
 ) -> None:
     """Change points over a folder of runs. Exits 1 for a change for the worse that nobody has accepted."""
-    from harness.verdict.trend import trend as judge
-    from harness.verdict.trend_text import render_trend
+    from harness.report.trend_text import render_trend
+    from harness.verdict.trend.judging import trend as judge
 
     found = judge(folder, annotations)
     print(render_trend(found, format_.value))
@@ -87,7 +89,7 @@ def list_(
     format_: Annotated[PlanFormat, typer.Option("--format")] = PlanFormat.TEXT,
 ) -> None:
     """List what a suite can name."""
-    from harness.terminal import list_text
+    from harness.report.list_text import list_text
 
     print(list_text(what, as_json=format_ is PlanFormat.JSON))
 

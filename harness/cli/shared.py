@@ -77,7 +77,7 @@ def planned(path: Path, set_: list[str] | None, only: str | None, rounds: int | 
 def period(text: str | None) -> float | None:
     if text is None:
         return None
-    from harness.suite.model import as_seconds
+    from harness.units import as_seconds
 
     try:
         value = float(as_seconds(text))
@@ -91,7 +91,7 @@ def period(text: str | None) -> float | None:
 def amount(text: str | None) -> int | None:
     if text is None:
         return None
-    from harness.suite.model import as_bytes
+    from harness.units import as_bytes
 
     try:
         value = int(as_bytes(text if not text.isdecimal() else int(text)))

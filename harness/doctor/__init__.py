@@ -19,13 +19,13 @@ from harness.catalog.vocabulary import DEVICE_KINDS
 from harness.doctor.facts import Shares, activity, gather
 from harness.doctor.finding import Finding, Severity
 from harness.doctor.findings import findings_in
-from harness.doctor.noise import ROUNDS, Noise, noise_of
+from harness.doctor.steadiness import ROUNDS, Noise, noise_of
 from harness.errors import HarnessError
 from harness.execution.local import LocalExecutor
 from harness.records import Json
 from harness.verdict.statistics import MINIMUM_ROUNDS
 
-__all__ = ["Finding", "Noise", "Report", "Severity", "doctor_json", "doctor_text", "examine"]
+__all__ = ["Finding", "Noise", "Report", "Severity", "examine"]
 
 SHARE = 0.6
 """Of the time, for measuring; the rest goes into starting workers, torch's import above all."""
@@ -91,17 +91,3 @@ def _measured(executor: Prober, device: str, seconds: float, console: Console) -
             status.update(f"measuring how steady {device} is: process {number + 1} of {ROUNDS}")
             found.append(executor.noise(seconds / ROUNDS, device))
     return found, Shares.now() - before
-
-
-def doctor_text(report: Report) -> str:
-    """For people: facts, noise, findings with what to do."""
-    from harness.doctor.text import text_of
-
-    return text_of(report.facts, report.noise, report.findings, report.accelerators)
-
-
-def doctor_json(report: Report) -> str:
-    """For programs: the same, sizes in bytes and times in seconds."""
-    from harness.doctor.text import json_of
-
-    return json_of(report.facts, report.noise, report.findings, report.accelerators)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from harness.execution.environment import versions
-from harness.execution.machine import machine, variables
+from harness.machine.fingerprint import versions
+from harness.machine.linux import machine, variables
 from harness.records import Json
 from harness.store.directory import ROOT as RUNS
 

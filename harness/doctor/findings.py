@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from harness.doctor.cards import cards
 from harness.doctor.finding import Finding, Severity, gib, percent
-from harness.doctor.noise import JUDGED_ROUNDS, Noise
-from harness.execution.environment import BUSY_PERCENT
+from harness.doctor.steadiness import JUDGED_ROUNDS, Noise
+from harness.machine.fingerprint import BUSY_PERCENT
 from harness.records import Json
 
 FINE_EFFECT = 0.03

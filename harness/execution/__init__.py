@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.execution.environment import busy_warning, environment, fingerprint
 from harness.execution.inline import InlineExecutor
 from harness.execution.local import LocalExecutor
 from harness.execution.progress import ProgressDisplay
 from harness.execution.session import Session, absent_devices, check_foreign
 from harness.execution.stopping import Stopping
+from harness.machine.fingerprint import busy_warning, environment, fingerprint
 from harness.planning import Plan
 from harness.store import journal
 from harness.store.directory import choose, describe

@@ -18,12 +18,12 @@ class InlineExecutor:
         return
 
     def probe(self, names: list[str]) -> Json:
-        from harness.execution import worker
+        from harness.worker import worker
 
         return worker.probe(names)
 
     def perform(self, task: Task, key: str, fingerprint: str, emit: Callable[[Json], object]) -> Death | None:
-        from harness.execution import worker
+        from harness.worker import worker
 
         worker.perform(task, key, fingerprint, emit)
         return None

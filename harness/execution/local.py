@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 
 from harness.errors import HarnessError
-from harness.execution.process import main
 from harness.records import Json, Status, Task
+from harness.worker.process import main
 
-PRELOAD = ["harness.execution.process", "harness.execution.preload"]
+PRELOAD = ["harness.worker.process", "harness.worker.preload"]
 POLL = 0.2
 """Seconds between looks at the clock and at the worker's memory."""
 

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from harness.planning.duration import duration
 from harness.records import Record, Status, Task, TaskKind
+from harness.units import duration
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines; failures are told at once."""

@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Container, Sequence
 from statistics import fmean, stdev
 
+from harness.catalog import quantity_of
 from harness.execution import apart
 from harness.planning import Group
 from harness.planning.looks import LEAST_ROUNDS, looks, shared_confidence
 from harness.records import Kind, Reading, Record, Status, Task, TaskKind
 from harness.store.pairs import ORDER, round_log_ratio
-from harness.store.run import SETTLES, quantity_of
+from harness.store.run import SETTLES
 
 GO_ON = "go on"
 """What a look says that ends nothing; the others are precision, seconds and rounds."""

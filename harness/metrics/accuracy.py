@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from harness.data import DATASETS, as_images
 from harness.errors import Unsupported
-from harness.metrics.base import metric, one
-from harness.metrics.learning import Learned, learn
-from harness.metrics.subject import Subject
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.models import fuse
 from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
+from harness.training.loop import Learned, Objective, learn
 
 BOTH: tuple[Form, ...] = ("train", "fused")
 OPTIONS = {
@@ -53,14 +53,16 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     test_x = as_images(data.test.images_NCHW, image_size).to(device, dtype)
     train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
-    learned = learn(subject, model, train_x, train_y, epochs, batch_size)
+    optimizer = subject.optimizer(model)
+    objective = Objective(subject.loss, subject.regularized, subject.autocast)
+    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": subject.seed}
+    learned = learn(model, optimizer, objective, train_x, train_y, **schedule)
     outputs = {"train": _outputs(subject, model.eval(), test_x)}
     if "fused" in subject.forms:
         outputs["fused"] = _outputs(subject, subject.placed(fuse(model)).eval(), test_x)
     predicted = {form: logits_NC.argmax(1) for form, logits_NC in outputs.items()}
     facts = {"epochs": epochs, "steps": len(learned.losses), "test_images": len(test_y), "seed": subject.seed}
-    journal = {"dyrep": list(learned.journal)} if learned.journal else {}
-    for form, more in zip(subject.forms, ({**learned.ending, **journal}, {}), strict=False):
+    for form, more in zip(subject.forms, ({**learned.ending, **learned.journals}, {}), strict=False):
         right = (predicted[form] == test_y).double().mean().item()
         yield one("accuracy", form, "fraction", right, **facts, **more, **_unsound(outputs[form]))
     if "fused" in predicted:

@@ -12,10 +12,9 @@ from torch import nn
 
 from harness.devices import Clock
 from harness.errors import Unsupported
-from harness.metrics.base import metric, one
-from harness.metrics.first_step import steady
-from harness.metrics.latency import forward_pass
-from harness.metrics.subject import Subject
+from harness.measuring.calls import forward_pass, steady
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
 
 OPTIONS: dict[str, Json] = {

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from harness.devices import Clock
 from harness.errors import HarnessError, Unsupported
+from harness.measuring.calls import steady
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.memory import StorageTracker, live_bytes
 from harness.memory.steps import no_collection
-from harness.metrics.base import metric, one
-from harness.metrics.first_step import steady
-from harness.metrics.subject import Subject
 from harness.models import fuse
 from harness.records import Kind, Quantity, Reading, TaskKind
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from harness.blocks.per_sample import KernelWork, MapWork
+from harness.blocks.parts.per_sample import KernelWork, MapWork
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.memory import meta_copy
-from harness.metrics.base import metric, one
-from harness.metrics.subject import Subject
 from harness.models import fuse
 from harness.models.warehouses import WarehouseReport
 from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind

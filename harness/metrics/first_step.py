@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from statistics import median
+from collections.abc import Iterable
 
 from harness.devices import Clock
-from harness.metrics.base import metric, one
-from harness.metrics.subject import Subject, optimizer_options
-from harness.metrics.train_step import Training
-from harness.records import Json, Kind, Quantity, Reading, TaskKind
-
-LATER = 3
-"""Steady steps beside a first one; what they tell is its order of magnitude, not a comparison."""
+from harness.measuring.calls import steady
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject, optimizer_options
+from harness.measuring.training_step import Training
+from harness.records import Kind, Quantity, Reading, TaskKind
 
 
 @metric(
@@ -32,10 +29,3 @@ def first_step(subject: Subject) -> Iterable[Reading]:
     seconds = clock.time(step)
     facts = {"optimizer": optimizer_options(subject.cell)["implementation"], **steady(clock, step)}
     yield one("first_step", "train", "s", seconds, **facts)
-
-
-def steady(clock: Clock, step: Callable[[], object]) -> dict[str, Json]:
-    """Facts about calls after the first: `second`, then `later` ones and their median, `steady`; seconds."""
-    second = clock.time(step)
-    later = [clock.time(step) for _ in range(LATER)]
-    return {"second": second, "later": later, "steady": median(later)}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.metrics.base import metric, one
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.metrics.fusion_error import LARGEST_BATCH
-from harness.metrics.subject import Subject
 from harness.models import fuse, randomize_statistics
 from harness.records import Kind, Quantity, Reading, TaskKind, Variant
 

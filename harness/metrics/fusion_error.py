@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.blocks.base import ConvSpec, FusableBlock
-from harness.metrics.base import metric, one
-from harness.metrics.subject import Subject
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.models import fuse, randomize_statistics
 from harness.records import Form, Kind, Quantity, Reading, TaskKind
 

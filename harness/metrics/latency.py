@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-import torch
-from torch import nn
-
-from harness.metrics.base import Step, metric
-from harness.metrics.captured import captured
-from harness.metrics.subject import Subject
+from harness.measuring.calls import forward_pass
+from harness.measuring.captured import captured
+from harness.measuring.metric import Step, metric
+from harness.measuring.subject import Subject
 from harness.records import Json, Kind, Quantity, TaskKind
 
 OPTIONS: dict[str, Json] = {
@@ -44,15 +42,3 @@ def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:
     for form in subject.forms:
         run = forward_pass(subject, subject.model(form).eval(), x)
         yield Step("latency", form, "s", captured(subject.device, run, x) if graph else run, facts, cold)
-
-
-def forward_pass(subject: Subject, model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    """A call that runs `model` on `x` for its output alone, under the cell's autocast."""
-
-    @torch.inference_mode()
-    def run() -> torch.Tensor:
-        with subject.autocast():
-            output: torch.Tensor = model(x)
-        return output
-
-    return run

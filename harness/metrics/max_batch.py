@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from harness.errors import HarnessError
-from harness.metrics.base import metric, one
-from harness.metrics.prediction import Prediction, assumptions, predicting
-from harness.metrics.subject import Subject
-from harness.metrics.trials import fits_for_real
+from harness.measuring.metric import metric, one
+from harness.measuring.predicted_step import Prediction, assumptions, predicting
+from harness.measuring.subject import Subject
+from harness.measuring.trials import fits_for_real
 from harness.records import Json, Kind, Quantity, Reading, TaskKind
-from harness.suite.model import as_bytes
+from harness.units import as_bytes
 
 LARGEST = 2**20
 """Images. No search goes further: whatever still fits is not held back by memory."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.metrics.base import metric, one
-from harness.metrics.prediction import assumptions, breakdown, predict
-from harness.metrics.subject import Subject, optimizer_options
+from harness.measuring.metric import metric, one
+from harness.measuring.predicted_step import assumptions, breakdown, predict
+from harness.measuring.subject import Subject, optimizer_options
 from harness.records import Kind, Quantity, Reading, TaskKind
 
 

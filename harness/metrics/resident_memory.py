@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import Unsupported
-from harness.metrics.base import metric, one
-from harness.metrics.subject import Subject
-from harness.metrics.train_step import Training
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
+from harness.measuring.training_step import Training
 from harness.records import Kind, Quantity, Reading, TaskKind
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -9,9 +9,9 @@ from torch import nn
 
 from harness.blocks import Block
 from harness.errors import Unsupported
+from harness.measuring.metric import metric, one
+from harness.measuring.subject import Subject
 from harness.memory import Saved, saved_storages
-from harness.metrics.base import metric, one
-from harness.metrics.subject import Subject
 from harness.records import Kind, Quantity, Reading, TaskKind
 
 SEVERAL, WHOLE, OUTSIDE = "several branches", "the block itself", "outside of blocks"

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from harness.devices import Device
 from harness.errors import Unsupported
+from harness.measuring.metric import metric, one
+from harness.measuring.predicted_step import assumptions, breakdown, predict
+from harness.measuring.subject import Subject, optimizer_options
+from harness.measuring.training_step import Training
 from harness.memory import peak_step_bytes
-from harness.metrics.base import metric, one
-from harness.metrics.prediction import assumptions, breakdown, predict
-from harness.metrics.subject import Subject, optimizer_options
-from harness.metrics.train_step import Training
 from harness.records import Json, Kind, Quantity, Reading, TaskKind
 
 

@@ -1,15 +1,13 @@
-"""Backbones by name, and what is done to them: swap a block in, fuse it away, make batch norms look lived in."""
+"""What is done to a model: a block swapped in, fused away, batch norms made to look lived in; backbones in `nets`."""
 
-from harness.models.annealing import Annealing
-from harness.models.backbones import build, input_shape, names
 from harness.models.describing import describe
 from harness.models.fuse import NothingToFold, fuse
 from harness.models.layers import LayerChange
+from harness.models.nets.backbones import build, input_shape, names
 from harness.models.randomize import randomize_statistics
 from harness.models.swap import swap
 
 __all__ = [
-    "Annealing",
     "LayerChange",
     "NothingToFold",
     "build",

@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from harness import blocks
-from harness.catalog import where as rules
-from harness.catalog.where import Where
+from harness import where as rules
 from harness.models.layers import configured, has_own_reparameterization, is_depthwise, padding_of, within
 from harness.models.tracing import ConvUse, Trace, trace
 from harness.records import Json
+from harness.where import Where
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Conv2d]:

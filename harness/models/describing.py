@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from harness.memory import build_on_meta
-from harness.models.backbones import build, input_shape, source
 from harness.models.candidates import candidates
 from harness.models.layers import has_own_reparameterization
+from harness.models.nets.backbones import build, input_shape, source
 from harness.records import Json
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)

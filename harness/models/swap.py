@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from harness import blocks
-from harness.blocks.dcd import DCDLinear
-from harness.catalog import where as rules
-from harness.catalog.where import Where
+from harness import where as rules
+from harness.blocks.dynamic.dcd import DCDLinear
 from harness.errors import HarnessError, Unsupported
 from harness.models.candidates import Layers
 from harness.models.layers import (
@@ -27,6 +26,7 @@ from harness.models.tracing import trace
 from harness.models.warehouse_plans import PAPER, plan
 from harness.models.warehouses import swap_in_warehouses
 from harness.records import Json
+from harness.where import Where
 
 LINEAR: Mapping[str, Callable[[int, int], nn.Module]] = {"dcd": DCDLinear}
 """What a block's paper puts in the place of the linear classifier, for a rule that picks that."""
@@ -49,7 +49,7 @@ def swap(
 
     block: a name of `harness.blocks`, or `native` for a copy of a timm model that re-parameterizes itself.
     where: which convolutions; None for plain square 3x3 ones other than the stem and the classifier, with the
-        batch norm that follows each. See `harness.catalog.where` for presets and keys.
+        batch norm that follows each. See `harness.where` for presets and keys.
     kernel_size: resizes the layers that `where` picks (1x1 layers never change); padding keeps the map's size.
     block_options: handed to the block's constructor.
     Block `kw` shares warehouses: the layers that `where` picks one for each stage, with `kw-paper` as its paper does.

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.errors import HarnessError
 from harness.memory import meta_copy
-from harness.models.backbones import input_shape
+from harness.models.nets.backbones import input_shape
 from harness.models.signs import Signs
 
 OTHER_RANKS = {nn.Conv1d, nn.Conv3d}

@@ -21,9 +21,9 @@ from typing import Literal
 from torch import nn
 
 from harness import blocks
-from harness.blocks.kw import Attending
-from harness.blocks.per_sample import Schedule
-from harness.blocks.warehouse import Ratios, ratio_of
+from harness.blocks.dynamic.kw import Attending
+from harness.blocks.parts.per_sample import Schedule
+from harness.blocks.parts.warehouse import Ratios, ratio_of
 from harness.errors import HarnessError, Unsupported
 from harness.models.layers import has_own_reparameterization, padding_of, within
 from harness.models.warehouse_stages import Stages, find_stages

@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.memory import meta_copy
-from harness.models.backbones import input_shape
 from harness.models.layers import configured, within
+from harness.models.nets.backbones import input_shape
 from harness.models.tracing import trace
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.blocks import ConvSpec
-from harness.blocks.kw import NARROWEST, Attending, KWConv2d, KWLayer, KWLinear
-from harness.blocks.warehouse import Layout, Warehouse, lay_out
+from harness.blocks.dynamic.kw import NARROWEST, Attending, KWConv2d, KWLayer, KWLinear
+from harness.blocks.parts.warehouse import Layout, Warehouse, lay_out
 from harness.errors import HarnessError, Unsupported
 from harness.models.layers import LayerChange, label, padding_of, replace_module
 from harness.models.warehouse_plans import Layer, Plan, layers_of, plan

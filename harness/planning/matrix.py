@@ -15,10 +15,10 @@ from typing import Any
 
 from harness import catalog
 from harness.catalog.vocabulary import default_batch_size, default_image_size
-from harness.catalog.where import parse as parse_where
 from harness.errors import SuiteError
 from harness.records import Cell, Variant
-from harness.suite import WHOLE, Axes, Expression, Suite, where_value
+from harness.suite import WHOLE, Axes, Expression, Suite
+from harness.where import parse as parse_where
 
 AXES = tuple(Axes.model_fields)
 LAYER = {"c_in": 64, "c_out": 64, "stride": 1, "groups": 1, "dilation": 1}
@@ -210,7 +210,7 @@ def _beyond_limits(cell: Cell, limits: dict[str, Any]) -> str | None:
 
 def _wrong_size(cell: Cell, backbone: dict[str, Any], sizes: Sequence[int]) -> str | None:
     """A layer that `where` picks by its size, and whose size the block does not have."""
-    where = parse_where(where_value(cell.where))
+    where = parse_where(cell.where)
     if cell.kernel_size is not None or where.names:
         return None
     for size in where.kernel_sizes:
@@ -221,7 +221,7 @@ def _wrong_size(cell: Cell, backbone: dict[str, Any], sizes: Sequence[int]) -> s
 
 
 def _nothing_to_replace(cell: Cell, backbone: dict[str, Any]) -> str | None:
-    where = parse_where(where_value(cell.where))
+    where = parse_where(cell.where)
     there = {int(size): count for size, count in backbone["kernels"].items()}
     if where.names or where.stem or any(size in there for size in where.kernel_sizes):
         return None  # names and stems are known once the model is built

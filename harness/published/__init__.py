@@ -1,10 +1,11 @@
 """Published figures: what papers and repositories printed, each with its setting and its source.
 
 `reparam.csv` beside this file holds them. The `published` entries of a suite name the cells that they speak of: `check`
-holds an entry against a plan before anything is measured, harness.report.published prints both numbers side by side.
+holds an entry against a plan before anything is measured; harness.report.published_tables prints both numbers
+side by side.
 """
 
-from harness.published.checking import check, speaks_of
+from harness.published.entries import check, speaks_of
 from harness.published.figures import Figure, figure, figures
 
 __all__ = ["Figure", "check", "figure", "figures", "speaks_of"]

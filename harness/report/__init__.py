@@ -1,6 +1,1 @@
-"""Tables, sentences and figures of a run. No torch; matplotlib only when something is drawn."""
-
-from harness.report.page import FORMATS, report, write_all
-from harness.report.showing import show
-
-__all__ = ["FORMATS", "report", "show", "write_all"]
+"""All that the program prints: plans, lists, tables, verdicts, pages. No torch; each module says what it brings in."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from harness.records import Json
 from harness.report.tables import MISSING, Column, GroupView, Table
-from harness.verdict.units import scale_for
+from harness.units import scale_for
 
 if TYPE_CHECKING:
-    from harness.verdict.run import Run
+    from harness.verdict.protocols import Run
 
 Facts = Mapping[tuple[str, str], Mapping[str, Json]]
 """Cell and metric -> the facts of its newest reading."""

@@ -10,18 +10,18 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from harness.registry import unknown
-from harness.report import text as write
+from harness.report import writers as write
 from harness.report.breakdown import breakdowns, facts_of
 from harness.report.environment import flat, hardware
-from harness.report.measuring import confidence_text, measuring
-from harness.report.published import Beside, beside
+from harness.report.published_tables import Beside, beside
+from harness.report.rounds import confidence_text, measuring
 from harness.report.sentences import sentences
 from harness.report.tables import GroupView, Table, tables, views
 from harness.verdict.labels import axes_of, describe, varying
-from harness.verdict.run import unmeasured
+from harness.verdict.protocols import unmeasured
 
 if TYPE_CHECKING:
-    from harness.verdict.run import Run
+    from harness.verdict.protocols import Run
 
 FORMATS = {"text": "txt", "md": "md", "tex": "tex", "csv": "csv", "html": "html"}
 """Format to file ending."""
@@ -73,7 +73,7 @@ def report(run: Run, format: str = "text", out: Path | None = None) -> str:
 
 def write_all(run: Run) -> list[Path]:
     """Write report.txt, .md, .tex, .csv, .html and figures/*.png into the run's directory; returns the paths."""
-    from harness.report.figures import figures, png
+    from harness.report.charts import figures, png
 
     groups, written = views(run), []
     pictures = [(name, png(figure)) for name, figure in figures(run, groups)]
@@ -94,7 +94,7 @@ def _render(run: Run, groups: list[GroupView], format: str) -> str:
     if format == "csv":
         return run.frame().to_csv(index=False)
     if format == "html":
-        from harness.report.figures import figures, png
+        from harness.report.charts import figures, png
 
         return _html(run, groups, [(name, png(figure)) for name, figure in figures(run, groups)])
     return {"text": _text, "md": _markdown, "tex": _latex}[format](page(run, groups))

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.records import Status
 from harness.report.tables import GroupView
-from harness.verdict.units import digits, interval, readable
+from harness.units import digits, interval, readable
 
 
 def sentences(view: GroupView) -> list[str]:

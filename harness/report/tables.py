@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.records import Kind, Status
+from harness.units import Scale, interval, scale_for
 from harness.verdict.labels import axes_of, describe, variant_label, varying
 from harness.verdict.rules import is_timed
-from harness.verdict.units import Scale, interval, scale_for
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.verdict.run import Run
+    from harness.verdict.protocols import Run
 
 MISSING = "–"
 TRAIN, RUN, EXACT = "What it costs to train", "What it costs to run", "How exact and how accurate"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness.records import AXES, Kind, Reading, Record
+from harness.catalog import quantities_of, quantity_of
+from harness.records import AXES, Cell, Json, Kind, Reading, Record
 from harness.store.pairs import ORDER
-from harness.store.run import Run, quantities_of, quantity_of
 
 ROUND_COLUMNS = ["cell", "metric", "form", "unit", "kind", "better", "round", "value", "status", "visits"]
 SAMPLE_COLUMNS = ["cell", "metric", "form", "unit", "round", "sample", "value"]
 
 
-def cells_frame(run: Run) -> pd.DataFrame:
+def cells_frame(groups: Iterable[Json], planned: Mapping[str, Cell]) -> pd.DataFrame:
+    """One row per cell of the groups, as run.json has them."""
     rows = []
-    for group in run.meta["plan"]["groups"]:
+    for group in groups:
         for id_ in group["cells"]:
             place = {"cell": id_, "group": group["id"], "reference": id_ == group["reference"]}
-            rows.append({**place, "compared": group["axis"], **run.planned_cells[id_].axes()})
+            rows.append({**place, "compared": group["axis"], **planned[id_].axes()})
     columns = ["cell", "group", "reference", "compared", *AXES]
     return pd.DataFrame(rows, columns=columns).set_index("cell")
 
 
-def rounds_frame(run: Run) -> pd.DataFrame:
-    rows = [row for record in run.records() for row in _rounds_of(record)]
+def rounds_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per cell, metric, form and round."""
+    rows = [row for record in records for row in _rounds_of(record)]
     return pd.DataFrame(rows, columns=ROUND_COLUMNS)
 
 
@@ -67,15 +69,12 @@ def _in_one(reading: Reading, kind: Kind) -> float:
     return reading.values[0] if kind is Kind.CLOSE else float(np.median(reading.values))
 
 
-def samples_frame(run: Run) -> pd.DataFrame:
+def samples_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per raw sample."""
     rows = [
         (record.cell, reading.metric, reading.form, reading.unit, record.round, i, value)
-        for record in run.records()
+        for record in records
         for reading in record.readings
-        for i, value in _numbered(reading)
+        for i, value in enumerate(reading.values)
     ]
     return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
-
-
-def _numbered(reading: Reading) -> Iterator[tuple[int, float]]:
-    return iter(enumerate(reading.values))

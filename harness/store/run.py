@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import catalog
 from harness.errors import HarnessError
 from harness.planning.looks import shared_confidence
-from harness.records import Cell, Fingerprint, Json, Quantity, Record, Status, TaskKind
+from harness.records import Cell, Fingerprint, Json, Record, Status, TaskKind
 from harness.store import journal
 
 if TYPE_CHECKING:
@@ -122,19 +121,19 @@ class Run:
         """One row per cell: its group, whether it is the reference, and every axis."""
         from harness.store.frames import cells_frame
 
-        return cells_frame(self)
+        return cells_frame(self.meta["plan"]["groups"], self.planned_cells)
 
     def rounds(self) -> pd.DataFrame:
         """One row per cell, metric, form and round: the median of the round's samples."""
         from harness.store.frames import rounds_frame
 
-        return rounds_frame(self)
+        return rounds_frame(self.records())
 
     def samples(self) -> pd.DataFrame:
         """One row per raw sample, with the round and its place in it."""
         from harness.store.frames import samples_frame
 
-        return samples_frame(self)
+        return samples_frame(self.records())
 
     def frame(self) -> pd.DataFrame:
         """Tidy: one row per cell, metric and form, with the axes as columns, value, low, high, n and status."""
@@ -175,16 +174,3 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def _runs_remedy() -> str:
     runs = sorted(str(p.parent) for p in Path("results/runs").glob(f"*/*/{META}"))
     return f"name a run directory, as {runs[-1]}" if runs else "measure one first: harness run suites/quick.yaml"
-
-
-def quantity_of(name: str) -> Quantity | None:
-    return catalog.quantities().get(name)
-
-
-def quantities_of(metric: str, kind: TaskKind) -> list[Quantity]:
-    """What a metric would have read; used to show a failed one in every column it leaves empty."""
-    entry = catalog.metrics().get(metric)
-    if entry is None or entry["task"] != kind:
-        return []
-    names = [quantity["name"] for quantity in entry["quantities"]]
-    return [catalog.quantities()[name] for name in names]

@@ -13,7 +13,7 @@ from harness.errors import SuiteError
 from harness.registry import unknown
 from harness.suite.expressions import Expression
 from harness.suite.model import WHOLE, Axes, BudgetSpec, Compare, Gate, Part, Published, Rule, Suite, as_written
-from harness.suite.names import check_names, where_value
+from harness.suite.names import check_names
 from harness.suite.source import Source
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "load_suite",
     "parse_suite",
     "published_in",
-    "where_value",
 ]
 
 

@@ -6,7 +6,6 @@ what the axes hold against the catalog, and `harness.suite.load_suite` puts them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
@@ -16,18 +15,16 @@ from harness.catalog.vocabulary import DTYPES
 from harness.errors import SuiteError
 from harness.records import Budget, Form, Variant
 from harness.suite.source import Source
+from harness.units import BYTES, as_bytes, as_seconds
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 WHOLE = "whole"
 """The name of the only part of a suite that is written without parts."""
 
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 COUNTS = {"1": 1.0, "k": 1e3, "M": 1e6, "Mi": 2.0**20, "G": 1e9, "T": 1e12}
 PUBLISHED_UNITS: dict[str, tuple[tuple[str, ...], float]] = {
-    **{name: (("B",), float(size)) for name, size in UNITS.items()},
+    **{name: (("B",), float(size)) for name, size in BYTES.items()},
     **{name: (("s",), size) for name, size in TIMES.items()},
     **{name: (("1", "MAC"), size) for name, size in COUNTS.items()},
     "%": (("fraction",), 0.01),
@@ -66,26 +63,6 @@ def _as_where(value: Any) -> Variant:
     if isinstance(value, dict):
         return Variant("where", value)
     raise ValueError(f"{value!r} is no preset's name, kernel size or mapping of conditions")
-
-
-def as_seconds(value: Any) -> Any:
-    """30, "30s", "10m", "2h" -> seconds."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh]?)", value) if isinstance(value, str) else None
-    if match:
-        return float(match[1]) * PERIODS[match[2] or "s"]
-    if isinstance(value, str):
-        raise ValueError(f"{value!r} is not a time; write seconds, or 30s, 10m, 2h")
-    return value
-
-
-def as_bytes(value: Any) -> Any:
-    """1024, "24GiB", "500 MB" -> bytes."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)", value) if isinstance(value, str) else None
-    if match:
-        return int(float(match[1]) * UNITS[match[2]])
-    if isinstance(value, str):
-        raise ValueError(f"{value!r} is not an amount of memory; write bytes, or 500MiB, 24GiB")
-    return value
 
 
 def _variant_schema(what: str) -> WithJsonSchema:

@@ -7,12 +7,13 @@ from typing import Any
 
 from harness import catalog
 from harness.catalog import vocabulary
-from harness.catalog.where import parse as parse_where
 from harness.errors import HarnessError, SuiteError
 from harness.records import Variant
 from harness.registry import unknown
 from harness.suite.expressions import Expression
-from harness.suite.model import PUBLISHED_UNITS, Axes, Part, Published, Suite, as_bytes
+from harness.suite.model import PUBLISHED_UNITS, Axes, Part, Published, Suite
+from harness.units import as_bytes
+from harness.where import parse as parse_where
 
 LARGEST_KERNEL = 31
 TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "text": (str,), "boolean": (bool,)}
@@ -102,7 +103,7 @@ class _Names:
         self._words("memory_format", axes.memory_format, vocabulary.MEMORY_FORMATS)
         self._kernel_sizes()
         for i, where in enumerate(axes.where):
-            self._try(("axes", "where", i), lambda where=where: parse_where(where_value(where)))
+            self._try(("axes", "where", i), lambda where=where: parse_where(where))
         self._metrics()
         self._axis_names()
         for key in ("exclude", "include"):
@@ -217,11 +218,6 @@ class _Names:
             if len(set(lengths.values())) > 1:
                 counts = ", ".join(f"{name} has {n}" for name, n in lengths.items())
                 raise self.fail(f"zipped axes differ in length: {counts}", "give them equally many values", ("zip", i))
-
-
-def where_value(variant: Variant) -> Any:
-    """What the user wrote for `where`: a preset's name, or the mapping of conditions."""
-    return dict(variant.options) if variant.name == "where" and variant.options else variant.name
 
 
 def _online_remedy(block: str) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness import catalog
 from harness.catalog import vocabulary
-from harness.catalog.where import PRESETS
 from harness.suite.model import PUBLISHED_UNITS, Axes, Suite
+from harness.where import PRESETS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -1,11 +1,9 @@
 """What changed, and how surely: statistics, comparisons, baselines and checks. Pure, no torch."""
 
+from harness.verdict.against_baseline import check
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
-from harness.verdict.checking import check
 from harness.verdict.compare import comparisons
-from harness.verdict.github import write_summary
-from harness.verdict.render import render_check
-from harness.verdict.revisions import compare_revisions
+from harness.verdict.head_to_head import compare_revisions
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 
@@ -19,7 +17,5 @@ __all__ = [
     "comparisons",
     "load_baseline",
     "make_baseline",
-    "render_check",
     "write_baseline",
-    "write_summary",
 ]

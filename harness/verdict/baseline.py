@@ -20,8 +20,8 @@ from harness.records import Fingerprint, Json, Kind, Record
 from harness.store.summary import KEY, last_visits, per_form
 from harness.verdict.compare import paired, reference_of
 from harness.verdict.labels import axes_of, plain
+from harness.verdict.protocols import Run
 from harness.verdict.rules import Gate, default_limit, is_timed
-from harness.verdict.run import Run
 from harness.verdict.statistics import log_ratios, spread
 
 FORMAT = "harness-baseline"

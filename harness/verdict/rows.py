@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from harness.verdict.machines import Level
+from harness.verdict.comparability import Level
 from harness.verdict.rules import Verdict
 
 

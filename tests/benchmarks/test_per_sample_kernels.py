@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.blocks import ConvSpec
-from harness.blocks.per_sample import Mix, convolve_each
+from harness.blocks.parts.per_sample import Mix, convolve_each
 
 pytestmark = pytest.mark.alone
 

@@ -10,7 +10,7 @@ import yaml
 from synthetic_run import FakeRun, cell, cells_frame
 
 from harness.records import Variant
-from harness.report.published import Beside, beside
+from harness.report.published_tables import Beside, beside
 from harness.report.tables import views
 
 GB = 1e9

@@ -12,8 +12,8 @@ import time
 import psutil
 import pytest
 
-from harness.execution import burning as module
-from harness.execution.burning import BURST, burn, burning
+from harness.execution.aa import burning as module
+from harness.execution.aa.burning import BURST, burn, burning
 
 
 def children():
@@ -111,7 +111,7 @@ def test_a_neighbour_that_was_killed_from_outside_is_no_failure():
 
 PARENT = """
 import time
-from harness.execution.burning import burning
+from harness.execution.aa.burning import burning
 with burning(0.9, seed=5):
     import psutil
     print(psutil.Process().children()[0].pid, flush=True)

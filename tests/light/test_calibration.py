@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.cli.measuring import calibrated
+from harness.cli.running import calibrated
 from harness.cli.shared import PlanFormat, percentages
 from harness.errors import HarnessError
-from harness.execution.duel import BASE, HEAD, PairedStopping
+from harness.execution.ab.lockstep import BASE, HEAD, PairedStopping
 from harness.planning import plan
 from harness.planning.looks import looks, shared_confidence
 from harness.records import Reading, Record, Status
-from harness.report.calibration import SAMPLES, SUMMARY, VERDICTS, calibration_json, calibration_text, export
+from harness.report.error_rates_text import SAMPLES, SUMMARY, VERDICTS, calibration_json, calibration_text, export
 from harness.store.summary import student_interval
-from harness.verdict.calibration import THRESHOLDS, Calibration, Share, calibrate, judged, log_ratios, suited_threshold
+from harness.verdict.error_rates import THRESHOLDS, Calibration, Share, calibrate, judged, log_ratios, suited_threshold
 from harness.verdict.rules import Verdict
 
 CELLS = ("aa", "bb", "cc")

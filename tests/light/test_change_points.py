@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.verdict.change_points import steps_in
+from harness.verdict.trend.change_points import steps_in
 
 TEN_PERCENT = math.log(1.1)
 

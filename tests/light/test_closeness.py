@@ -10,9 +10,10 @@ from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame, full_run, noi
 
 from harness.errors import HarnessError
 from harness.records import Reading, Status
+from harness.report.check_text import render_check
 from harness.report.tables import EXACT, tables, views
 from harness.store.frames import rounds_frame, samples_frame
-from harness.verdict import Check, Row, Verdict, check, comparisons, load_baseline, make_baseline, render_check
+from harness.verdict import Check, Row, Verdict, check, comparisons, load_baseline, make_baseline
 from harness.verdict.baseline import write_baseline
 from harness.verdict.rules import CLOSE_TOLERANCE, judge_close
 
@@ -28,10 +29,10 @@ class CloseRun(FakeRun):
         return self
 
     def rounds(self):
-        return rounds_frame(self)
+        return rounds_frame(self.records())
 
     def samples(self):
-        return samples_frame(self)
+        return samples_frame(self.records())
 
 
 def close_run(values=STORED, **kwargs) -> CloseRun:

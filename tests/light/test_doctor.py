@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from harness.doctor import Severity, doctor_json, doctor_text, examine
+from harness.doctor import Severity, examine
 from harness.doctor.facts import Shares, activity, gather
 from harness.doctor.findings import findings_in
-from harness.doctor.noise import ROUNDS, noise_of, round_log_ratio
+from harness.doctor.steadiness import ROUNDS, noise_of
 from harness.errors import HarnessError
+from harness.report.doctor_text import doctor_json, doctor_text
 
 GIB = 2**30
 PROBE = {
@@ -69,9 +70,11 @@ def about(subject, facts=None, noise=STEADY, **changes):
 # the noise
 
 
-def test_a_rounds_log_ratio_is_the_median_over_passes_and_survives_passes_that_were_disturbed():
-    passes = [[1.0, 1.1]] * 5 + [[1.0, 7.0]] * 4
-    assert round_log_ratio(passes) == pytest.approx(math.log(1.1))
+def test_a_round_is_the_median_over_its_passes_and_survives_passes_that_were_disturbed():
+    quiet, disturbed = a_round(log_ratio=math.log(1.1)), a_round(log_ratio=math.log(1.1))
+    disturbed["passes"] = [[a, 7 * b] if i < 9 else [a, b] for i, (a, b) in enumerate(disturbed["passes"])]
+    assert noise_of([quiet, disturbed]).sd == pytest.approx(0, abs=1e-12)
+    assert noise_of([quiet, a_round()]).sd == pytest.approx(math.log(1.1) / math.sqrt(2))
 
 
 def test_the_smallest_effect_is_the_half_width_of_a_99_percent_interval_over_ten_rounds():

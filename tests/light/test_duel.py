@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.execution.duel import BASE, HEAD, Duel, Lockstep, PairedStopping, Turnstile
+from harness.execution.ab.lockstep import BASE, HEAD, Duel, Lockstep, PairedStopping, Turnstile
 from harness.execution.local import Death
 from harness.planning import plan
 from harness.records import Budget, Reading, Record, Status, Task, TaskKind

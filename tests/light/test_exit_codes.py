@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame, full_run
 
 from harness.records import Fingerprint
-from harness.verdict import Verdict, check, load_baseline, make_baseline, render_check, write_baseline
-from harness.verdict.machines import Level
+from harness.report.check_text import render_check
+from harness.verdict import Verdict, check, load_baseline, make_baseline, write_baseline
+from harness.verdict.comparability import Level
 from harness.verdict.rows import STRONGEST_FIRST, Check, Exit, Row, strongest
 
 R, I, S, M, N, X, UP = (  # noqa: E741

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from harness.execution.environment import environment
-from harness.execution.machine import UNLIMITED, machine, variables
+from harness.machine.fingerprint import environment
+from harness.machine.linux import UNLIMITED, machine, variables
 
 CPU = "sys/devices/system/cpu"
 

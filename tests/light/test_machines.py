@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.execution.environment import fingerprint
+from harness.machine.fingerprint import fingerprint
 from harness.records import Fingerprint
-from harness.verdict.machines import Level, Standing, differences, held_against, worst
+from harness.verdict.comparability import Level, Standing, differences, held_against, worst
 
 CPU = {"model": "Some CPU", "capability": "AVX2", "memory_gib": 24}
 CUDA = {"model": "Some Card", "capability": "9.0", "driver": "550.1", "memory_gib": 80}

@@ -13,8 +13,8 @@ from test_published import SUITE
 
 from harness.planning import plan
 from harness.records import Reading, Record, Status, TaskKind, Variant
-from harness.report import report
-from harness.report.published import beside
+from harness.report.page import report
+from harness.report.published_tables import beside
 from harness.report.tables import views
 from harness.store.directory import describe
 from harness.store.run import open_run

@@ -10,7 +10,7 @@ from published_run import EIGHTEEN, TABLE_4, THIRTY_FOUR, entry, measured, table
 
 from harness.published import figures
 from harness.records import Reading, Record, Status, TaskKind
-from harness.report import report
+from harness.report.page import report
 
 
 def test_the_caption_says_whose_numbers_they_are_each_once():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.verdict.calibration import calibrate, judged
+from harness.verdict.error_rates import calibrate, judged
 
 STUDY = Path(__file__).parents[2] / "results" / "studies" / "timing"
 MANY, FULL = "many", "full"

@@ -14,12 +14,13 @@ import pytest
 from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run
 
 from harness.errors import HarnessError, UnknownName
-from harness.report import report, show, write_all
+from harness.report.cell_text import show
 from harness.report.environment import hardware
+from harness.report.page import report, write_all
 from harness.report.sentences import sentences
 from harness.report.tables import tables, views
-from harness.report.text import latex_escape, markdown_escape, text
-from harness.verdict.units import digits, readable, scale_for
+from harness.report.writers import latex_escape, markdown_escape, text
+from harness.units import digits, readable, scale_for
 
 NASTY = "a_b & 50% #{}~^\\ $x$ <b>|"
 
@@ -351,5 +352,5 @@ def test_importing_needs_neither_torch_nor_scipy_nor_matplotlib(module):
 
 
 def test_a_text_report_does_without_scipy_stats_and_matplotlib():
-    code = "from synthetic_run import full_run; from harness.report import report; report(full_run())"
+    code = "from synthetic_run import full_run; from harness.report.page import report; report(full_run())"
     assert loaded_by(code, "torch", "scipy.stats", "matplotlib", "scipy") == {"scipy"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.records import Reading, Record, Status, TaskKind
-from harness.report.measuring import Measuring, measuring
+from harness.report.rounds import Measuring, measuring
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import pytest
 from harness.errors import HarnessError
 from harness.planning import plan
 from harness.records import Fingerprint, Kind, Reading, Record, Status, TaskKind
+from harness.report.trend_text import render_trend
 from harness.store.directory import describe
 from harness.verdict.baseline import Kept
-from harness.verdict.history import History, Past, Series
 from harness.verdict.rules import Gate, Verdict
-from harness.verdict.trend import changes_in, trend
-from harness.verdict.trend_text import render_trend
+from harness.verdict.trend.history import History, Past, Series
+from harness.verdict.trend.judging import changes_in, trend
 
 MACHINE = {"threads": 2, "cpu": {"model": "Some CPU"}}
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame, full_run, noisy
 
+from harness.verdict.against_baseline import check
 from harness.verdict.baseline import make_baseline
-from harness.verdict.checking import check
-from harness.verdict.machines import Level
+from harness.verdict.comparability import Level
 from harness.verdict.rows import Check
 from harness.verdict.rules import FUSION_LIMITS, Verdict, default_limit, judge_bounded, judge_count
 

@@ -38,7 +38,7 @@ class Visited:
         return self.taken
 
     def rounds(self) -> pd.DataFrame:
-        return rounds_frame(self)  # type: ignore[arg-type]
+        return rounds_frame(self.records())
 
 
 CELLS = cells_frame([cell("conv"), cell("orepa")])

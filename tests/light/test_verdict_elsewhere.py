@@ -9,9 +9,9 @@ from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run
 from test_verdict_check import BASELINE, one_metric, verdicts
 
 from harness.records import Fingerprint, Variant
+from harness.verdict.against_baseline import check
 from harness.verdict.baseline import make_baseline
-from harness.verdict.checking import check
-from harness.verdict.machines import Level
+from harness.verdict.comparability import Level
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 

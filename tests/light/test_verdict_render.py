@@ -13,8 +13,9 @@ from markdown_it import MarkdownIt  # as rich has it
 from synthetic_run import CONV, MACHINE, OREPA, full_run
 
 from harness.errors import HarnessError, UnknownName
-from harness.verdict import check, make_baseline, render_check
-from harness.verdict.github import SUMMARY_BYTES, summary, write_summary
+from harness.report.check_text import render_check
+from harness.report.github import SUMMARY_BYTES, summary, write_summary
+from harness.verdict import check, make_baseline
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 

@@ -11,8 +11,8 @@ from synthetic_run import CONV, MACHINE, OREPA, FakeRun, cell, cells_frame, full
 from test_verdict_check import BASELINE, one_metric
 
 from harness.errors import HarnessError
+from harness.verdict.against_baseline import check
 from harness.verdict.baseline import NoBaseline, load_baseline, make_baseline, write_baseline
-from harness.verdict.checking import check
 from harness.verdict.rules import Verdict
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from harness.errors import HarnessError
-from harness.execution.worktrees import checked_out, dependencies_agree, environment_for
+from harness.execution.ab.worktrees import checked_out, dependencies_agree, environment_for
 
 ROOT = Path(__file__).parents[2]
 ME = ("-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false")
@@ -101,7 +101,7 @@ def test_worktrees_are_removed_whatever_happens(repository, problem):
 
 
 def test_an_interrupted_checkout_is_removed(repository, monkeypatch):
-    from harness.execution import worktrees
+    from harness.execution.ab import worktrees
 
     checking = worktrees._check_content
 
@@ -130,7 +130,7 @@ def test_git_hooks_and_a_hook_s_environment_do_no_harm(repository, monkeypatch):
 KILLED = """
 import os, signal, sys, tempfile
 from pathlib import Path
-from harness.execution.worktrees import checked_out
+from harness.execution.ab.worktrees import checked_out
 tempfile.tempdir = sys.argv[2]
 with checked_out(["old", "main"], Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)

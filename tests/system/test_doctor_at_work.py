@@ -10,7 +10,8 @@ import pytest
 
 SCRIPT = """
 import sys
-from harness.doctor import doctor_json, examine
+from harness.doctor import examine
+from harness.report.doctor_text import doctor_json
 report = examine(4.0)
 assert "torch" not in sys.modules
 print(doctor_json(report))

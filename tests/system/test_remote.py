@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from harness.errors import HarnessError
-from harness.execution.environment import source_digest
+from harness.execution.ab.remote import PROTOCOL, RemoteExecutor, Stopped
 from harness.execution.local import Death
-from harness.execution.remote import PROTOCOL, RemoteExecutor, Stopped
+from harness.machine.fingerprint import source_digest
 from harness.planning import plan
 from harness.records import RECORD_VERSION, Status, Task
 from harness.suite import parse_suite
@@ -82,7 +82,7 @@ def remote(altered):
 
 
 def stations():
-    return [p for p in psutil.Process().children() if "harness.execution.station" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "harness.execution.ab.server" in p.cmdline()]
 
 
 def hang(executor, upon) -> Death | None:
@@ -180,7 +180,7 @@ def test_a_listener_that_raises_and_a_stop_from_elsewhere_end_the_station(remote
 DRIVER = """
 import json, sys, time
 from pathlib import Path
-from harness.execution.remote import RemoteExecutor
+from harness.execution.ab.remote import RemoteExecutor
 from harness.records import Task
 task = Task.from_json(json.loads(sys.argv[2]))
 with RemoteExecutor(Path(sys.argv[1])) as executor:
@@ -291,7 +291,7 @@ def test_a_task_that_means_something_else_there_is_refused(tmp_path, old, new):
 
 def test_a_station_ends_when_it_is_told_to():
     station = subprocess.Popen(
-        [sys.executable, "-m", "harness.execution.station"],
+        [sys.executable, "-m", "harness.execution.ab.server"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

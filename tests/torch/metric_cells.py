@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.metrics import METRICS, Subject
+from harness.measuring.subject import Subject
+from harness.metrics import METRICS
 from harness.records import Cell, Reading, Variant
 
 CELL = Cell(

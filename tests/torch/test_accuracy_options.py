@@ -12,11 +12,9 @@ from metric_cells import CELL, net, read
 from torch import nn
 
 from harness.errors import Unsupported
-from harness.execution import worker
-from harness.metrics import METRICS, Subject, learning
-from harness.metrics.learning import learn
-from harness.metrics.subject import make_optimizer
-from harness.metrics.train_step import Training
+from harness.measuring.subject import Subject, make_optimizer
+from harness.measuring.training_step import Training
+from harness.metrics import METRICS
 from harness.planning import plan
 from harness.records import Fingerprint, Record, Status, Task, TaskKind, Variant
 from harness.report.tables import tables, views
@@ -24,6 +22,9 @@ from harness.store.directory import describe
 from harness.store.journal import Journal
 from harness.store.run import META, open_run
 from harness.suite import load_suite
+from harness.training import loop as learning
+from harness.training.loop import learn
+from harness.worker import worker
 
 QUICK = {"epochs": 1, "batch_size": 10, "image_size": 16, "train_images": 100}
 DECAY = {"weight_decay": 0.02, "custom_l2": True}

@@ -10,11 +10,12 @@ from metric_cells import CELL, count, net, read
 from torch import nn
 
 from harness import blocks
-from harness.blocks.per_sample import Schedule, Tempered
-from harness.metrics import METRICS, Subject
-from harness.metrics.learning import learn
-from harness.models import Annealing
+from harness.blocks.parts.per_sample import Schedule, Tempered
+from harness.measuring.subject import Subject
+from harness.metrics import METRICS
 from harness.records import Variant
+from harness.training import Annealing
+from harness.training.loop import learn
 
 
 def temperatures(model: nn.Module) -> list[float]:

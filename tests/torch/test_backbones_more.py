@@ -18,13 +18,14 @@ from torchvision.models.resnet import BasicBlock
 
 from harness import indexing
 from harness.errors import HarnessError
+from harness.measuring.subject import Subject
 from harness.memory import build_on_meta
-from harness.metrics import Subject
-from harness.models import backbones, build, fuse, swap
-from harness.models.diracnet import DiracSlot
-from harness.models.plain import SIZES, ConvSlot
-from harness.models.sesr import SESRSlot
-from harness.models.wide import WideResNet18
+from harness.models import build, fuse, swap
+from harness.models.nets import backbones
+from harness.models.nets.diracnet import DiracSlot
+from harness.models.nets.plain_vgg import SIZES, ConvSlot
+from harness.models.nets.sesr import SESRSlot
+from harness.models.nets.wide_resnet import WideResNet18
 from harness.records import Variant
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness import blocks
 from harness.blocks import BLOCKS, Block
-from harness.blocks.cached import CachedKernel
+from harness.blocks.parts.cached import CachedKernel
 
 ONLINE = [name for name in BLOCKS if "online" in blocks.declaration(name)["evaluations"] and name != "conv"]
 """The plain convolution has nothing to compose."""

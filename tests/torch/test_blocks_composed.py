@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import BLOCKS, Block, algebra
-from harness.blocks.cached import CachedKernel
+from harness.blocks.parts.cached import CachedKernel
 from harness.errors import Unsupported
 
 COMPOSED = ("doconv", "dirac", "expand_cl", "expand_ck", "expand_fc", "clb", "ecb")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import ConvSpec, Kernel
-from harness.blocks.branches import Parallel
+from harness.blocks.parts.branches import Parallel
 
 OF = ["dbb", "acb", "repvgg", "mobileone"]
 SCALINGS = ["vector", "scalar", "none"]

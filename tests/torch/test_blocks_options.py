@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import blocks
-from harness.blocks.dbb import DBB
+from harness.blocks.reparam.dbb import DBB
 from harness.errors import UnknownName, Unsupported
 from harness.memory import saved_bytes
 

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness.blocks
 from harness import blocks
 from harness.blocks import BLOCKS, ConvSpec
-from harness.blocks.per_sample import PerSampleBlock, Tempered, convolve_each
+from harness.blocks.parts.per_sample import PerSampleBlock, Tempered, convolve_each
 from harness.errors import Unsupported
-from harness.models import Annealing
+from harness.training import Annealing
 
 DYNAMIC = [name for name in BLOCKS if issubclass(BLOCKS[name], PerSampleBlock)]
 

@@ -12,8 +12,8 @@ from metric_cells import CELL
 from harness import blocks, catalog, indexing
 from harness.catalog import vocabulary
 from harness.errors import HarnessError
-from harness.metrics.subject import DTYPES, FORMATS
-from harness.models import backbones
+from harness.measuring.subject import DTYPES, FORMATS
+from harness.models.nets import backbones
 from harness.planning.matrix import impossible
 from harness.records import Quantity, Variant
 

@@ -18,9 +18,10 @@ from harness.devices.base import UNKNOWN_CACHE
 from harness.devices.cpu import CpuDevice
 from harness.devices.fake import FakeDevice
 from harness.errors import Unsupported
-from harness.metrics import METRICS, subject
-from harness.metrics.captured import captured
-from harness.metrics.subject import Subject
+from harness.measuring import subject
+from harness.measuring.captured import captured
+from harness.measuring.subject import Subject
+from harness.metrics import METRICS
 from harness.records import Cell
 
 CELL = Cell.from_json(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import Block
-from harness.blocks.dcd import DCDLinear
+from harness.blocks.dynamic.dcd import DCDLinear
 from harness.errors import Unsupported
 from harness.records import Variant
 

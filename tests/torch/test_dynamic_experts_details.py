@@ -15,8 +15,8 @@ from torch import nn
 from harness import blocks
 from harness.blocks import Block, ConvSpec
 from harness.errors import Unsupported
-from harness.models.annealing import Annealing
 from harness.records import Variant
+from harness.training.annealing import Annealing
 
 
 @pytest.mark.parametrize(("epochs", "last"), [(None, 70), (20, 14)])

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import blocks
 from harness.blocks import ConvSpec
-from harness.blocks.carafe import CARAFE
-from harness.blocks.involution import WindowSum
-from harness.blocks.per_sample import KernelWork, MapWork
+from harness.blocks.filters.carafe import CARAFE
+from harness.blocks.filters.involution import WindowSum
+from harness.blocks.parts.per_sample import KernelWork, MapWork
 from harness.errors import Unsupported
 
 DOUBLE = torch.float64
@@ -69,7 +69,7 @@ def pixel_by_pixel(x: Tensor, kernels: Tensor, spec: ConvSpec, scale: int = 1) -
 
 
 def involved(block: nn.Module, x: Tensor, groups: int) -> Tensor:
-    """The equation of harness.blocks.involution, with none of its code."""
+    """The equation of harness.blocks.filters.involution, with none of its code."""
     spec, net = block.spec, block.kernels
     wide = framed(x, spec.margin)
     s = spec.stride

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.blocks.dyrep import DyRepConv
+from harness.blocks.reparam.dyrep import DyRepConv
 from harness.models import fuse, randomize_statistics
-from harness.models.dyrep import DyRep, calibrate, schedule_for
-from harness.models.dyrep_scores import SCORES
+from harness.training.growth import DyRep, calibrate, schedule_for
+from harness.training.growth_scores import SCORES
 
 ALL = ["1x1", "1x1-kxk", "1x1-average", "1xk", "kx1", "identity"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import ConvSpec
-from harness.blocks.dyrep import SLOTS, DyRepConv
+from harness.blocks.reparam.dyrep import SLOTS, DyRepConv
 
 ALL = ("1x1", "1x1-kxk", "1x1-average", "1xk", "kx1", "identity")
 LAYOUTS = [(6, 6, 1), (6, 10, 1), (6, 6, 6), (6, 6, 2), (4, 8, 4)]

@@ -10,7 +10,7 @@ from test_dyrep import data, epoch_of, evaluated, net, relative, sgd
 from torch import nn
 
 from harness.errors import HarnessError
-from harness.models.dyrep import DyRep, weak_branches
+from harness.training.growth import DyRep, weak_branches
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from test_dyrep import data, epoch_of, evaluated, net, relative, sgd, uneven
 from torch import nn
 
 from harness import blocks
-from harness.blocks.dyrep import DyRepBlock, DyRepConv
+from harness.blocks.reparam.dyrep import DyRepBlock, DyRepConv
 from harness.errors import HarnessError, UnknownName
 from harness.models import build, fuse, swap
-from harness.models.dyrep import DyRep
-from harness.models.dyrep_scores import expandable
+from harness.training.growth import DyRep
+from harness.training.growth_scores import expandable
 
 
 def two_groups(model, decay=0.1):

@@ -14,8 +14,10 @@ from torch import nn
 
 from harness.devices.fake import FakeDevice
 from harness.errors import Unsupported
-from harness.metrics import METRICS, Subject, conversion, subject
-from harness.metrics.train_step import Training
+from harness.measuring import subject
+from harness.measuring.subject import Subject
+from harness.measuring.training_step import Training
+from harness.metrics import METRICS, conversion
 from harness.records import Cell, Kind, TaskKind, Variant
 
 CELL = Cell.from_json(
@@ -124,7 +126,8 @@ def test_inductor_finds_nothing_compiled_before(tmp_path, monkeypatch):
 
 NO_COMPILER = """
 from harness.errors import Unsupported
-from harness.metrics import METRICS, Subject
+from harness.metrics import METRICS
+from harness.measuring.subject import Subject
 from harness.records import Cell
 import json, sys
 try:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.metrics import METRICS, Subject
+from harness.measuring.subject import Subject
+from harness.metrics import METRICS
 from harness.metrics import fused_output as fused
 from harness.metrics.fused_output import signature
 from harness.records import Cell, Variant
@@ -123,7 +124,8 @@ def test_the_last_bits_of_the_weights_do_not_matter(cell, seed, altered):
 
 OTHER_KERNELS = """
 import json, sys
-from harness.metrics import METRICS, Subject
+from harness.metrics import METRICS
+from harness.measuring.subject import Subject
 from harness.records import Cell
 cells = [Cell.from_json(cell) for cell in json.load(sys.stdin)]
 print(json.dumps([METRICS["fused_output"].readings(Subject(cell), {})[0].values for cell in cells]))

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import ConvSpec
-from harness.blocks.kw import Attending, KWConv2d, KWLinear, NonLocalRows
-from harness.blocks.per_sample import Mix
-from harness.blocks.warehouse import Ratios, Warehouse, lay_out, ratio_of
+from harness.blocks.dynamic.kw import Attending, KWConv2d, KWLinear, NonLocalRows
+from harness.blocks.parts.per_sample import Mix
+from harness.blocks.parts.warehouse import Ratios, Warehouse, lay_out, ratio_of
 from harness.errors import HarnessError, Unsupported
-from harness.models.annealing import Annealing
+from harness.training.annealing import Annealing
 
 HALF = Fraction(1, 2)
 

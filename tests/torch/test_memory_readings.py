@@ -9,10 +9,10 @@ from metric_cells import CELL, net, read
 
 from harness.devices.fake import FakeDevice
 from harness.errors import Unsupported
-from harness.metrics import Subject
-from harness.metrics import subject as subjects
+from harness.measuring import subject as subjects
+from harness.measuring.predicted_step import predict
+from harness.measuring.subject import Subject
 from harness.metrics.max_batch import LARGEST, largest
-from harness.metrics.prediction import predict
 from harness.records import Variant
 
 

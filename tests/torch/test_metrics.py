@@ -12,9 +12,9 @@ from torch import nn
 from harness import blocks
 from harness.blocks import ConvSpec
 from harness.errors import Unsupported
-from harness.metrics import METRICS, Subject
+from harness.measuring.subject import Subject, make_optimizer, optimizer_options
+from harness.metrics import METRICS
 from harness.metrics import fusion_error as fusion
-from harness.metrics.subject import make_optimizer, optimizer_options
 from harness.records import Cell, Kind, TaskKind, Variant
 
 CELL = Cell(

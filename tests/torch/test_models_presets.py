@@ -11,13 +11,14 @@ from torch import nn
 
 import harness
 from harness import blocks
-from harness.blocks.dcd import DCDLinear
-from harness.catalog.where import PRESETS, parse
+from harness.blocks.dynamic.dcd import DCDLinear
 from harness.errors import HarnessError
-from harness.metrics import METRICS, Subject
+from harness.measuring.subject import Subject
+from harness.metrics import METRICS
 from harness.models import LayerChange, build, randomize_statistics
 from harness.models.swap import swap
 from harness.records import Variant
+from harness.where import PRESETS, parse
 
 
 def on_meta(name: str) -> nn.Module:

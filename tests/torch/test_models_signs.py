@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from harness import fuse, swap
 from harness.errors import Unsupported
-from harness.models import backbones
+from harness.models.nets import backbones
 from harness.models.tracing import trace
 
 

@@ -9,10 +9,10 @@ import torchvision
 from torch import nn
 
 from harness import blocks
-from harness.catalog.where import PRESETS, Where, parse
 from harness.errors import HarnessError, UnknownName, Unsupported
 from harness.memory import build_on_meta
 from harness.models import build, fuse, swap
+from harness.where import PRESETS, Where, parse
 
 
 def changed(model):

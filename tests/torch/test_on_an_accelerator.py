@@ -18,9 +18,10 @@ from harness.blocks import BLOCKS
 from harness.devices import Clock
 from harness.devices.accelerator import AcceleratorDevice
 from harness.errors import Unsupported
+from harness.measuring.captured import captured
+from harness.measuring.subject import Subject
 from harness.memory import peak_step_bytes
-from harness.metrics import METRICS, Subject
-from harness.metrics.captured import captured
+from harness.metrics import METRICS
 from harness.models import build, randomize_statistics
 from harness.records import Cell, Reading, Variant
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import Kernel, algebra
-from harness.blocks.branches import ConvBN, Parallel
-from harness.blocks.linearized import Scaled
-from harness.blocks.orepa import COMPONENTS
+from harness.blocks.parts.branches import ConvBN, Parallel
+from harness.blocks.reparam.linearized import Scaled
+from harness.blocks.reparam.orepa import COMPONENTS
 
 F64 = torch.float64
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.errors import Unsupported
-from harness.metrics import Subject
-from harness.metrics.subject import make_optimizer
-from harness.models import backbones, repopt
-from harness.models.repopt import RepAdamW, RepSGD, Scales
+from harness.measuring.subject import Subject, make_optimizer
+from harness.models.nets import backbones
 from harness.records import Variant
+from harness.training import rep_optimizers as repopt
+from harness.training.rep_optimizers import RepAdamW, RepSGD, Scales
 
 REFERENCE = Scales(0.233, 0.555, None)
 """The scales of the authors' own test."""

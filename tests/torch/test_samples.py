@@ -13,10 +13,10 @@ from harness import devices
 from harness.devices import Clock
 from harness.devices import clock as clocks
 from harness.devices.fake import FakeDevice
-from harness.metrics import samples as module
-from harness.metrics.base import Step
-from harness.metrics.samples import SLOW, Samples
-from harness.metrics.turns import Seat
+from harness.measuring import samples as module
+from harness.measuring.metric import Step
+from harness.measuring.samples import SLOW, Samples
+from harness.measuring.turns import Seat
 
 QUIET = [0.100, 0.101, 0.099, 0.102, 0.098, 0.100, 0.101, 0.099]
 

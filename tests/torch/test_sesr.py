@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.measuring.subject import Subject
 from harness.memory import build_on_meta
-from harness.metrics import Subject
 from harness.models import build, fuse, swap
-from harness.models.sesr import depth_to_space
+from harness.models.nets.sesr import depth_to_space
 from harness.records import Variant
 
 EVERY_LAYER = {"kernel_size": [3, 5], "stem": True}

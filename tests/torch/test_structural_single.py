@@ -42,7 +42,7 @@ def between(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def deformed(block: nn.Module, x: Tensor, masked: bool) -> Tensor:
-    """The equation of harness.blocks.deformable, a sample, an output and a tap at a time."""
+    """The equation of harness.blocks.structural.deformable, a sample, an output and a tap at a time."""
     s = block.spec
     place = {"stride": s.stride, "padding": s.padding, "dilation": s.dilation}
     head = F.conv2d(x, block.head.weight, block.head.bias, **place)

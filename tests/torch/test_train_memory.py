@@ -14,10 +14,9 @@ from torch import nn
 from harness import blocks
 from harness.catalog.vocabulary import DTYPES
 from harness.errors import HarnessError, Unsupported
-from harness.metrics import Subject
-from harness.metrics.prediction import predict
-from harness.metrics.subject import AUTOCAST
-from harness.models import backbones
+from harness.measuring.predicted_step import predict
+from harness.measuring.subject import AUTOCAST, Subject
+from harness.models.nets import backbones
 from harness.records import Variant
 from harness.store.run import open_run
 

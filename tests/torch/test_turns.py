@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from harness.devices.fake import FakeDevice
-from harness.metrics import turns
-from harness.metrics.base import Step
-from harness.metrics.turns import COLD, FEWEST_PASSES, LONGEST_WARMUP, MOST_PASSES, PATIENCE, VISIT, Seat, take_turns
+from harness.measuring import turns
+from harness.measuring.metric import Step
+from harness.measuring.turns import COLD, FEWEST_PASSES, LONGEST_WARMUP, MOST_PASSES, PATIENCE, VISIT, Seat, take_turns
 from harness.records import Budget
 
 

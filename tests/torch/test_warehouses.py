@@ -16,13 +16,13 @@ from test_kw import assembled, at
 from torch import nn
 
 from harness import blocks
-from harness.blocks.kw import ContrastingAttention, KWConv2d, KWLayer, KWLinear, NonLocalRows
-from harness.blocks.per_sample import KernelWork
+from harness.blocks.dynamic.kw import ContrastingAttention, KWConv2d, KWLayer, KWLinear, NonLocalRows
+from harness.blocks.parts.per_sample import KernelWork
 from harness.errors import HarnessError, Unsupported
 from harness.models import build
-from harness.models.annealing import Annealing
 from harness.models.warehouse_plans import PAPER, STATIC, layers_of
 from harness.models.warehouses import plan, swap_in_warehouses
+from harness.training.annealing import Annealing
 
 TOTALS = [
     # backbone, ratio, all parameters, in cells, in attentions, elsewhere

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from harness.errors import HarnessError, Unsupported
-from harness.execution import worker
-from harness.metrics import METRICS, Step
+from harness.measuring.metric import Step
+from harness.metrics import METRICS
 from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
+from harness.worker import worker
 
 CELL = Cell.from_json(
     {

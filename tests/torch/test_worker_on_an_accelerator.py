@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from harness.devices.fake import FakeDevice
-from harness.execution import worker
-from harness.metrics import subject
+from harness.measuring import subject
 from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
+from harness.worker import worker
 
 CELL = Cell.from_json(
     {

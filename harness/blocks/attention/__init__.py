@@ -1,0 +1,3 @@
+"""Attentions: what rescales the output of a convolution, by itself."""
+
+FAMILY = "attention"

@@ -1,0 +1,3 @@
+"""Dynamic convolutions: kernels of its own for every sample."""
+
+FAMILY = "dynamic"

@@ -1,0 +1,3 @@
+"""Dynamic filters: kernels that the features themselves predict, pixel by pixel."""
+
+FAMILY = "dynamic filter"

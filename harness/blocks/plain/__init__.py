@@ -1,0 +1,3 @@
+"""The plain convolution, which every other block is compared with."""
+
+FAMILY = "plain"

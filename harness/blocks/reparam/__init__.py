@@ -1,0 +1,3 @@
+"""Re-parameterized blocks: several branches while training, one convolution once fused."""
+
+FAMILY = "re-parameterized"

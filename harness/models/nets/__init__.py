@@ -1,0 +1,1 @@
+"""Backbones by name: one file a family of networks."""
