@@ -53,10 +53,7 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     test_x = as_images(data.test.images_NCHW, image_size).to(device, dtype)
     train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
-    optimizer = subject.optimizer(model)
-    objective = Objective(subject.loss, subject.regularized, subject.autocast)
-    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": subject.seed}
-    learned = learn(model, optimizer, objective, train_x, train_y, **schedule)
+    learned = trained(subject, model, train_x, train_y, epochs, batch_size)
     outputs = {"train": _outputs(subject, model.eval(), test_x)}
     if "fused" in subject.forms:
         outputs["fused"] = _outputs(subject, subject.placed(fuse(model)).eval(), test_x)
@@ -68,6 +65,15 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
     if "fused" in predicted:
         yield one("changed_predictions", "fused", "1", int((predicted["train"] != predicted["fused"]).sum()))
     yield from _losses(learned)
+
+
+def trained(
+    subject: Subject, model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, epochs: int, batch_size: int
+) -> Learned:
+    """Train `model` in place with the cell's optimizer, loss and autocast, in the order of the subject's seed."""
+    objective = Objective(subject.loss, subject.regularized, subject.autocast)
+    optimizer, seed = subject.optimizer(model), subject.seed
+    return learn(model, optimizer, objective, images_NCHW, labels_N, epochs=epochs, batch_size=batch_size, seed=seed)
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from harness.errors import Unsupported
 from harness.measuring.subject import Subject, make_optimizer
 from harness.measuring.training_step import Training
 from harness.metrics import METRICS
+from harness.metrics.accuracy import trained
 from harness.planning import plan
 from harness.records import Fingerprint, Record, Status, Task, TaskKind, Variant
 from harness.report.tables import tables, views
@@ -22,8 +23,7 @@ from harness.store.directory import describe
 from harness.store.journal import Journal
 from harness.store.run import META, open_run
 from harness.suite import load_suite
-from harness.training import loop as learning
-from harness.training.loop import learn
+from harness.training.schedules import warmup_and_cosine
 from harness.worker import worker
 
 QUICK = {"epochs": 1, "batch_size": 10, "image_size": 16, "train_images": 100}
@@ -104,14 +104,14 @@ def test_training_for_accuracy_takes_the_same_steps_as_a_training_step():
     for options in (DECAY, {"weight_decay": 0.02}):
         subject = Subject(replace(cell, optimizer=sgd(**options)))
         model = subject.model("train", classes=10)
-        learned = learn(subject, model, images, labels, 1, 10)
+        learned = trained(subject, model, images, labels, 1, 10)
         ends.append((learned, model))
     (first, with_it), (second, without) = ends
     assert first.losses[0] == second.losses[0], "the train loss is the loss alone"
     assert first.losses[1:] != second.losses[1:]
     subject = Subject(cell)
     model = subject.model("train", classes=10)
-    optimizer, rates = subject.optimizer(model), [learning._rate(step, 4) for step in range(4)]
+    optimizer, rates = subject.optimizer(model), [warmup_and_cosine(step, 4) for step in range(4)]
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     for chosen, rate in zip(shuffled.split(10), rates, strict=True):
         for group in optimizer.param_groups:
@@ -177,7 +177,7 @@ class Doomed(nn.Module):
 
 def test_the_step_whose_loss_is_not_finite_is_not_made():
     model, x, y = Doomed(), torch.randn(20, 3, 4, 4), torch.zeros(20, dtype=torch.int64)
-    learned = learn(Subject(net(optimizer=sgd())), model, x, y, 2, 5)
+    learned = trained(Subject(net(optimizer=sgd())), model, x, y, 2, 5)
     assert (len(learned.losses), learned.diverged_at, learned.end, model.calls) == (2, 3, math.inf, 3)
     assert learned.ending == {"diverged_at_step": 3, "diverged_loss": "inf"}
     assert torch.equal(model.weight, model.seen)
@@ -187,7 +187,7 @@ def test_the_step_whose_loss_is_not_finite_is_not_made():
 def test_one_that_diverges_at_once_has_learned_nothing():
     x = torch.full((20, 3, 4, 4), math.nan)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-    learned = learn(Subject(net(optimizer=sgd())), model, x, torch.zeros(20, dtype=torch.int64), 1, 5)
+    learned = trained(Subject(net(optimizer=sgd())), model, x, torch.zeros(20, dtype=torch.int64), 1, 5)
     assert (learned.losses, learned.diverged_at) == ((), 1)
 
 
@@ -260,8 +260,8 @@ def test_growing_uses_the_gradients_and_the_images_of_the_training():
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0])))
     images, labels = torch.randn(45, 3, 16, 16), torch.arange(45) % 10
-    learned = learn(subject, model, images, labels, 2, 10)
-    (event,) = learned.journal
+    learned = trained(subject, model, images, labels, 2, 10)
+    (event,) = learned.journals["dyrep"]
     assert (event["epoch"], event["event"]) == (0, "expand")
     assert all(score != 0 for score in event["scores"].values())
     assert [training for training, _ in seen] == [True] * 4 + [False] * 4 + [True] * 4
@@ -278,11 +278,11 @@ def test_new_branches_are_trained_and_the_same_seed_grows_the_same():
     ends = []
     for _ in range(2):
         model = subject.model("train", classes=10)
-        ends.append((learn(subject, model, images, labels, 2, 10), model))
+        ends.append((trained(subject, model, images, labels, 2, 10), model))
     (learned, model), (again, other) = ends
     assert learned == again
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
-    (event,) = learned.journal
+    (event,) = learned.journals["dyrep"]
     branches = model.get_submodule(event["layer"]).branches
     for branch in branches.values():
         *_, last = [module.weight for module in branch.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -294,5 +294,5 @@ def test_new_branches_are_trained_and_the_same_seed_grows_the_same():
 def test_the_block_says_by_which_score_it_grows(score):
     subject = Subject(net("test_resnet", Variant("dyrep", {"score": score}), optimizer=sgd()))
     images, labels = torch.randn(20, 3, 16, 16), torch.arange(20) % 10
-    learned = learn(subject, subject.model("train", classes=10), images, labels, 2, 10)
-    assert [event["rule"] for event in learned.journal if event["event"] == "expand"] == [score]
+    learned = trained(subject, subject.model("train", classes=10), images, labels, 2, 10)
+    assert [event["rule"] for event in learned.journals["dyrep"] if event["event"] == "expand"] == [score]

@@ -13,9 +13,9 @@ from harness import blocks
 from harness.blocks.parts.per_sample import Schedule, Tempered
 from harness.measuring.subject import Subject
 from harness.metrics import METRICS
+from harness.metrics.accuracy import trained
 from harness.records import Variant
 from harness.training import Annealing
-from harness.training.loop import learn
 
 
 def temperatures(model: nn.Module) -> list[float]:
@@ -78,7 +78,7 @@ def test_the_training_loop_of_accuracy_steps_the_temperatures(monkeypatch):
     seen = []
     forward = type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, x: seen.append(temperatures(self)) or forward(self, x))
-    learn(subject, model, torch.randn(4, 3, 16, 16), torch.arange(4), epochs=20, batch_size=2)
+    trained(subject, model, torch.randn(4, 3, 16, 16), torch.arange(4), epochs=20, batch_size=2)
     assert len(seen) == 40
     assert all(len(set(each)) == 1 for each in seen)
     wanted = [1 + 29 * max(0, 1 - i / 4) for i in range(1, 41)]  # 10 of 100 epochs: 2 of 20, two batches each
