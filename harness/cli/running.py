@@ -109,7 +109,7 @@ def ab(
 ) -> None:
     """Two git revisions side by side on this machine, taking turns: a verdict for every reading."""
     from harness.execution import stoppable
-    from harness.execution.ab.session_pair import measure_revisions
+    from harness.execution.ab.paired_run import measure_revisions
     from harness.report.check_text import render_check
     from harness.report.github import write_summary
     from harness.store.directory import ROOT, fresh
@@ -162,8 +162,7 @@ def aa(
 ) -> None:
     """The same code against itself, many times: false alarms, smallest effect found, thresholds that suit."""
     from harness.execution import stoppable
-    from harness.execution.aa.experiments import Conditions, read
-    from harness.execution.aa.experiments import perform as perform_all
+    from harness.execution.aa.experiments import Conditions, read, run_experiments
     from harness.store.directory import ROOT, fresh
 
     wanted, overrides = planned(suite, set_, None, rounds)
@@ -171,7 +170,7 @@ def aa(
     conditions = Conditions(percentages(slowdowns), burn, seed)
     console = Console(stderr=True)
     interrupted = stoppable(
-        lambda: perform_all(wanted, conditions, experiments, folder, suite, overrides, console), None
+        lambda: run_experiments(wanted, conditions, experiments, folder, suite, overrides, console), None
     )
     done = read(folder)
     if not done:

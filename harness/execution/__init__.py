@@ -1,4 +1,4 @@
-"""From a plan to a run on disk. `run_suite` is what ``harness run`` and ``harness.run`` call."""
+"""The execution of a plan: from tasks to a run on disk. ``harness run`` and ``harness.run`` call `run_suite`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from harness.execution.executor import Executor
 from harness.execution.inline import InlineExecutor
 from harness.execution.local import LocalExecutor
 from harness.execution.progress import ProgressDisplay
@@ -21,12 +21,13 @@ from harness.execution.session import Session, absent_devices, check_foreign
 from harness.execution.stopping import Stopping
 from harness.machine.fingerprint import busy_warning, environment, fingerprint
 from harness.planning import Plan
-from harness.store import journal
 from harness.store.directory import choose, describe
+from harness.store.journal import NAME as JOURNAL
+from harness.store.journal import Journal
 from harness.store.locks import device_lock, exclusive
 from harness.store.run import Run
 
-EXECUTORS: dict[str, Callable[[], Any]] = {"local": LocalExecutor, "inline": InlineExecutor}
+EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor, "inline": InlineExecutor}
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def run_suite(
     """
     console = console or Console(stderr=True)
     with ExitStack() as stack:
-        at_work = stack.enter_context(EXECUTORS[executor]())
+        performer = stack.enter_context(EXECUTORS[executor]())
         names = list(dict.fromkeys(cell.device.name for cell in plan.cells))
-        probe = at_work.probe(names)
+        probe = performer.probe(names)
         meta = describe(
             plan,
             fingerprint(probe),
@@ -82,14 +83,14 @@ def run_suite(
         check_foreign(before, run.fingerprint.id)
         open_work = run.open_work(before, retry)
         reused = len(plan.cells) - len({cell for pairs in open_work.values() for cell, _ in pairs})
-        book = journal.Journal(run.path / journal.NAME)
-        stack.callback(book.close)
+        journal = Journal(run.path / JOURNAL)
+        stack.callback(journal.close)
         tasks = [task for task in plan.tasks if task.key in open_work]
         display = stack.enter_context(ProgressDisplay(tasks, console))
         stopping = Stopping(plan.groups, plan.tasks)
-        session = Session(at_work, book, run.fingerprint.id, display, stopping, absent)
+        session = Session(performer, journal, run.fingerprint.id, display, stopping, absent)
         session.remember([record for record in before if not (retry and record.status.failed)])
-        for task in stopping.overdue(open_work):
+        for task in stopping.pending_looks(open_work):
             session.step(task, set(), 0)
         interrupted = stoppable(lambda: session.work(tasks, open_work), max_seconds)
     return Outcome(run, resumed, interrupted, reused, absent)

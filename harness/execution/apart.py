@@ -1,4 +1,4 @@
-"""Groups that do not fit into memory together: their variants alternate in processes instead of in visits.
+"""Rounds of a group that does not fit into memory together: its variants alternate in processes instead of in visits.
 
 The order is the same, v1..vn then vn..v1, with a fresh process for each; a variant's two halves become one record.
 What is milliseconds apart otherwise is seconds apart here, so ratios are those of the round's medians, and the record
@@ -49,18 +49,19 @@ def _readings(parts: Sequence[Record]) -> tuple[Reading, ...]:
     for part in parts:
         for reading in part.readings:
             by_name.setdefault((reading.metric, reading.form), []).append(reading)
-    return tuple(_one(readings) for readings in by_name.values())
+    return tuple(_concatenated(readings) for readings in by_name.values())
 
 
-def _one(readings: Sequence[Reading]) -> Reading:
+def _concatenated(readings: Sequence[Reading]) -> Reading:
     values = tuple(value for reading in readings for value in reading.values)
     facts: dict[str, Json] = {}
     for name, first in readings[0].facts.items():
         several = [reading.facts.get(name) for reading in readings]
+        lists = [fact for fact in several if isinstance(fact, list)]
         if name == ORDER:  # ranks within one process say nothing between two
             facts["half"] = [half for half, reading in enumerate(readings) for _ in reading.values]
-        elif all(isinstance(fact, list) for fact in several):
-            facts[name] = [item for fact in several for item in fact]  # type: ignore[union-attr]
+        elif len(lists) == len(several):
+            facts[name] = [item for fact in lists for item in fact]
         else:
             facts[name] = first
     flagged = _flagged(readings)

@@ -1,7 +1,7 @@
-"""One fresh process per task, forked from a server that has torch and the harness loaded already.
+"""An executor with one fresh process per task, forked from a server that has torch and the harness loaded already.
 
-A worker may hang, crash, be killed or eat the machine's memory: whatever happens, its parent gets a `Death` and goes
-on. A parent that is killed takes its workers with it (process.py).
+A worker may hang, crash, be killed or use up the machine's memory: whatever happens, its parent gets a `Death` and
+goes on. A parent that is killed takes its workers with it (process.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
@@ -25,15 +24,17 @@ from typing import Any
 import psutil
 
 from harness.errors import HarnessError
-from harness.records import Json, Status, Task
+from harness.execution.executor import Death, Executor
+from harness.records import Json, Status
+from harness.worker.messages import Emit, Order
 from harness.worker.process import main
 
 PRELOAD = ["harness.worker.process", "harness.worker.preload"]
 POLL = 0.2
 """Seconds between looks at the clock and at the worker's memory."""
 
-LINGER = 5.0
-"""Seconds that a worker which has said everything may take to exit."""
+EXIT_TIMEOUT = 5.0
+"""Seconds that a worker which has sent everything may take to exit."""
 
 PROBE_TIMEOUT = 300.0
 MEMORY_SHARE = 0.8
@@ -45,20 +46,7 @@ _STARTING = threading.Lock()
 """One at a time: starting a process looks at sys.modules, which `_without_main` changes for a moment."""
 
 
-Emit = Callable[[Json], Json | None]
-"""Takes a worker's message; what it returns, if anything, is sent back to the worker."""
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a worker ended without finishing its task."""
-
-    status: Status
-    reason: str
-    output: str
-
-
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Performs tasks one after the other, each in its own process. Use as a context manager."""
 
     def __init__(self) -> None:
@@ -66,18 +54,10 @@ class LocalExecutor:
         self._context.set_forkserver_preload(PRELOAD)
         self._worker: Any = None
 
-    def __enter__(self) -> LocalExecutor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def stop(self) -> None:
-        """End what is being performed, if anything is."""
         self._kill()
 
     def probe(self, names: list[str]) -> Json:
-        """Facts about devices and threads, found out where torch is."""
         answers: list[Json] = []
         death = self._run({"probe": names}, answers.append, PROBE_TIMEOUT, None)
         if death is not None or not answers:
@@ -92,31 +72,16 @@ class LocalExecutor:
             raise _no_worker(death)
         return answers[0]["noise"]
 
-    def perform(
-        self,
-        task: Task,
-        key: str,
-        fingerprint: str,
-        emit: Emit,
-        *,
-        lockstep: bool = False,
-        slowed: Mapping[str, float] | None = None,
-    ) -> Death | None:
-        """Hand every message of the worker to `emit`; None when it finished, otherwise how it ended.
+    def perform(self, order: Order, emit: Emit) -> Death | None:
+        budget = order.task.budget
+        memory = budget.memory or int(MEMORY_SHARE * psutil.virtual_memory().total)
+        return self._run({"perform": order.to_json(), "memory": memory}, emit, budget.timeout, memory)
 
-        In `lockstep` the worker asks for every turn with {"turn": true} and goes on when `emit` has returned a reply.
-        `slowed`: cell id -> share of a step's time that is added to it on purpose.
-        """
-        memory = task.budget.memory or int(MEMORY_SHARE * psutil.virtual_memory().total)
-        order = {"task": task.to_json(), "key": key, "fingerprint": fingerprint, "memory": memory}
-        order |= {"lockstep": lockstep, "slowed": dict(slowed or {})}
-        return self._run(order, emit, task.budget.timeout, memory)
-
-    def _run(self, order: Json, emit: Emit, timeout: float, memory: int | None) -> Death | None:
+    def _run(self, request: Json, emit: Emit, timeout: float, memory: int | None) -> Death | None:
         reader, writer = self._context.Pipe(duplex=True)
         with tempfile.TemporaryDirectory(prefix="harness-") as folder:
             output = Path(folder) / "output"
-            self._start(order, writer, output)
+            self._start(request, writer, output)
             try:
                 death = self._watch(reader, emit, timeout, memory, output)
             finally:
@@ -124,8 +89,8 @@ class LocalExecutor:
                 reader.close()
         return death
 
-    def _start(self, order: Json, writer: Connection, output: Path) -> None:
-        worker = self._context.Process(target=main, args=(order, writer, str(output)))
+    def _start(self, request: Json, writer: Connection, output: Path) -> None:
+        worker = self._context.Process(target=main, args=(request, writer, str(output)))
         with _STARTING, _without_main(), _uninterrupted():
             worker.start()
             self._worker = worker
@@ -133,7 +98,7 @@ class LocalExecutor:
 
     def _watch(self, reader: Connection, emit: Emit, timeout: float, memory: int | None, output: Path) -> Death | None:
         deadline = time.monotonic() + timeout
-        peak, looked = 0, time.monotonic()
+        peak, polled = 0, time.monotonic()
         while True:
             for ready in wait([reader, self._worker.sentinel], timeout=POLL):
                 if ready is reader:
@@ -143,14 +108,14 @@ class LocalExecutor:
                         return self._ended(peak, memory, output)
                     began = time.monotonic()
                     reply = emit(message)
-                    deadline += time.monotonic() - began  # a turn that is waited for is not the worker's time
+                    deadline += time.monotonic() - began  # waiting for a turn is not the worker's time
                     if reply is not None:
-                        with contextlib.suppress(OSError):  # it has ended: the next look at it says how
+                        with contextlib.suppress(OSError):  # it has ended: the next poll says how
                             reader.send_bytes(json.dumps(reply).encode())
                 elif not reader.poll():
                     return self._ended(peak, memory, output)
-            if time.monotonic() - looked > POLL:  # not at every message: to ask costs milliseconds of the processor
-                looked = time.monotonic()
+            if time.monotonic() - polled > POLL:  # not at every message: to ask costs milliseconds of the processor
+                polled = time.monotonic()
                 peak = max(peak, self._resident())
             if memory is not None and peak > memory:
                 self._kill()
@@ -163,9 +128,9 @@ class LocalExecutor:
 
     def _ended(self, peak: int, memory: int | None, output: Path) -> Death | None:
         """The worker's end, from its exit code."""
-        self._worker.join(LINGER)
+        self._worker.join(EXIT_TIMEOUT)
         code = self._worker.exitcode
-        if not code:  # None: all was said, only threads of a library keep it from leaving
+        if not code:  # None: all was sent, only threads of a library keep it from leaving
             return None
         if code == -signal.SIGKILL and memory is not None and peak > 0.9 * memory:
             return Death(Status.OOM, f"killed while holding {peak >> 20} MiB", _tail(output))

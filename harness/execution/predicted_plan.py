@@ -1,4 +1,4 @@
-"""What each cell of a plan would hold in memory at its highest, predicted in worker processes; nothing is stored."""
+"""Predictions of a plan: the memory that each cell would hold at its highest, made in workers; nothing is stored."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from harness.execution.local import MEMORY_SHARE, LocalExecutor
 from harness.execution.progress import ProgressDisplay
 from harness.planning import Plan
 from harness.records import Json, Record, Status, Task, TaskKind, Variant
+from harness.worker.messages import Order
 
 METRIC = "predicted_train_memory"
 
-MOST_LANES = 4
+MAX_WORKERS = 4
 """Each worker holds up to a gigabyte."""
 
 
@@ -42,22 +43,22 @@ def predict_plan(plan: Plan, memory: int | None = None, console: Console | None 
     tasks = [Task(TaskKind.CELL, (cell,), (Variant(METRIC),), 0, budget) for cell in plan.cells]
     with ExitStack() as stack:
         # side by side: a prediction has no clock, and one core serves it as well as several
-        lanes = min(psutil.cpu_count() or 1, MOST_LANES, len(tasks))
-        executors: SimpleQueue[LocalExecutor] = SimpleQueue()
-        every = [stack.enter_context(LocalExecutor()) for _ in range(lanes)]
-        for executor in every:
-            executors.put(executor)
+        workers = min(psutil.cpu_count() or 1, MAX_WORKERS, len(tasks))
+        executors = [stack.enter_context(LocalExecutor()) for _ in range(workers)]
+        idle: SimpleQueue[LocalExecutor] = SimpleQueue()
+        for executor in executors:
+            idle.put(executor)
         names = list(dict.fromkeys(cell.device.name for cell in plan.cells))
-        with _one_of(executors) as executor:
+        with _borrowed(idle) as executor:
             rooms = {name: memory or _room(name, executor.probe([name]), budget.memory) for name in names}
         display = stack.enter_context(ProgressDisplay(tasks, console or Console(stderr=True)))
 
         def predict(task: Task) -> Prediction:
-            with _one_of(executors) as executor:
+            with _borrowed(idle) as executor:
                 return _predict(executor, task, rooms[task.cells[0].device.name])
 
-        pool = stack.enter_context(ThreadPoolExecutor(lanes))
-        stack.callback(_stop, pool, every)
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(_stop, pool, executors)
         coming, found = pool.map(predict, tasks), {}
         for number, task in enumerate(tasks):
             display.started(task, number)
@@ -74,13 +75,13 @@ def _stop(pool: ThreadPoolExecutor, executors: Sequence[LocalExecutor]) -> None:
 
 
 @contextmanager
-def _one_of(executors: SimpleQueue[LocalExecutor]) -> Iterator[LocalExecutor]:
+def _borrowed(idle: SimpleQueue[LocalExecutor]) -> Iterator[LocalExecutor]:
     """An executor that nobody else uses meanwhile."""
-    executor = executors.get()
+    executor = idle.get()
     try:
         yield executor
     finally:
-        executors.put(executor)
+        idle.put(executor)
 
 
 def _predict(executor: LocalExecutor, task: Task, room: int | None) -> Prediction:
@@ -90,7 +91,7 @@ def _predict(executor: LocalExecutor, task: Task, room: int | None) -> Predictio
         if "record" in message:
             records.append(Record.from_json(message["record"]))
 
-    death = executor.perform(task, task.key, "", emit)
+    death = executor.perform(Order(task, task.key, ""), emit)
     if death is not None:
         return Prediction(None, f"{death.status}: {death.reason}", room)
     (record,) = records

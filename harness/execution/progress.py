@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live line on a terminal, plain lines elsewhere. Only standard error is used."""
+"""The progress display of a run: a live line on a terminal, plain lines elsewhere. Only standard error is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.records import Record, Status, Task, TaskKind
 from harness.units import duration
 
 PLAIN_EVERY = 10.0
-"""Seconds between plain lines; failures are told at once."""
+"""Seconds between plain lines; failures are printed at once."""
 
 
 def describe(task: Task) -> str:
@@ -41,15 +41,15 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self.live: Progress | None = None
         self.spent: dict[TaskKind, list[float]] = {kind: [] for kind in TaskKind}
         self.seen: Counter[Status] = Counter()
-        self._began = self._told = 0.0
-        self._row: Any = None
+        self._began = self._printed = 0.0
+        self._bar: Any = None
 
     def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
             columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
             self.live = Progress(*columns, console=self.console, transient=True)
             self.live.start()
-            self._row = self.live.add_task("", total=len(self.tasks))
+            self._bar = self.live.add_task("", total=len(self.tasks))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,28 +60,28 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self._began = time.monotonic()
         text = f"{describe(task)}{self._so_far()}{self._left(number)}"
         if self.live:
-            self.live.update(self._row, description=text, completed=number)
-        elif self._began - self._told > PLAIN_EVERY or number == 0:
-            self._told = self._began
-            self._say(f"[{number + 1}/{len(self.tasks)}] {text}")
+            self.live.update(self._bar, description=text, completed=number)
+        elif self._began - self._printed > PLAIN_EVERY or number == 0:
+            self._printed = self._began
+            self._print(f"[{number + 1}/{len(self.tasks)}] {text}")
 
     def recorded(self, record: Record) -> None:
         self.seen[record.status] += 1
         if record.status.failed:
-            self._say(f"{record.status}: cell {record.cell}, {record.metric}: {record.reason}")
+            self._print(f"{record.status}: cell {record.cell}, {record.metric}: {record.reason}")
 
     def finished(self, task: Task, number: int) -> None:
         if self._began:
             self.spent[task.kind].append(time.monotonic() - self._began)
             self._began = 0.0
         if self.live:
-            self.live.update(self._row, completed=number + 1)
+            self.live.update(self._bar, completed=number + 1)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _so_far(self) -> str:
-        """How the records of this run have ended, as far as it is worth a word."""
+        """How the records of this run have ended, where some were not measured."""
         words = [f"{count} {status}" for status, count in self.seen.items() if not status.measured]
         return f", {', '.join(words)}" if words else ""
 

@@ -1,4 +1,4 @@
-"""When a group has been measured enough: looks at its ratios, at most four, with the error shared among them.
+"""The rule that ends a group: at most four looks at its ratios, with the error shared among them.
 
 A group is done when every compared ratio's interval is narrower than `budget.precision`, or its rounds or its seconds
 are spent. Every look goes into the journal with its widths, the last one with the rule that ended the group and the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from statistics import fmean, stdev
 
 from harness.catalog import quantity_of
@@ -17,7 +17,7 @@ from harness.execution import apart
 from harness.planning import Group
 from harness.planning.looks import LEAST_ROUNDS, looks, shared_confidence
 from harness.records import Kind, Reading, Record, Status, Task, TaskKind
-from harness.store.pairs import ORDER, round_log_ratio
+from harness.store.pairs import readings_log_ratio
 from harness.store.run import SETTLES
 
 GO_ON = "go on"
@@ -66,7 +66,7 @@ class Stopping:
         """Whether an earlier look has made this task unnecessary."""
         return task.key in self._settled
 
-    def overdue(self, open_work: Container[str]) -> list[Task]:
+    def pending_looks(self, open_work: Container[str]) -> list[Task]:
         """The last finished round of every group: a run that was killed before its look takes it when it goes on."""
         done = {group: task for group, tasks in self._tasks.items() for task in tasks if task.key not in open_work}
         return [task for task in done.values() if not self.settled(task)]
@@ -94,7 +94,7 @@ class Stopping:
             "rounds": done,
             "seconds": round(spent, 3),
             "precision": budget.precision,
-            "widest": max(widths.values(), default=None) if _known(widths) else None,
+            "widest": max(widths.values(), default=None) if _all_finite(widths) else None,
             "widths": {
                 "/".join(key): round(width, 6) if math.isfinite(width) else None for key, width in widths.items()
             },
@@ -109,31 +109,22 @@ class Stopping:
     def log_ratios(self, group: Group) -> dict[Key, list[float]]:
         """Every compared reading's log ratios so far, one per round that gave one."""
         logs: dict[Key, list[float]] = defaultdict(list)
-        for found in self.rounds_of(group).values():
-            for (cell, metric, form), reading in found.items():
-                base = found.get((group.reference or "", metric, form))
-                if cell != group.reference and base is not None and is_sampled(metric):
-                    logs[cell, metric, form].append(log_ratio(reading, base))
+        for key, reading, reference in self.compared(group):
+            if is_sampled(key[1]):
+                logs[key] += [] if reading is None or reference is None else [readings_log_ratio(reading, reference)]
         return logs
+
+    def compared(self, group: Group) -> Iterator[tuple[Key, Reading | None, Reading | None]]:
+        """Round by round every reading and what it is divided by; None for one that its round lacks."""
+        for found in self.rounds_of(group).values():
+            for key, reading in found.items():
+                reference = found.get((group.reference or "", *key[1:]))
+                if key[0] != group.reference and reference is not None:
+                    yield key, reading, reference
 
     def rounds_of(self, group: Group) -> dict[int, dict[Key, Reading]]:
         """Round -> its readings of the group's variants."""
         return self._rounds[group.id]
-
-
-def log_ratio(reading: Reading, base: Reading) -> float:
-    """One round's log ratio: pass by pass where both took turns, else from their medians."""
-    if ORDER in reading.facts and ORDER in base.facts:
-        return round_log_ratio(reading.values, base.values)
-    return round_log_ratio([_middle(reading)], [_middle(base)])
-
-
-def _middle(reading: Reading) -> float:
-    ordered = sorted(reading.values)
-    half = len(ordered) // 2
-    if not ordered:
-        return math.nan
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def is_sampled(metric: str) -> bool:
@@ -160,5 +151,5 @@ def _rule(widths: dict[Key, float], task: Task, time_is_up: bool) -> str:
     return "seconds" if time_is_up else GO_ON
 
 
-def _known(widths: dict[Key, float]) -> bool:
+def _all_finite(widths: dict[Key, float]) -> bool:
     return bool(widths) and all(math.isfinite(width) for width in widths.values())

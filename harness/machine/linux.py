@@ -1,6 +1,6 @@
-"""How this machine is set up, as far as files of Linux tell: what makes timings of equal hardware differ.
+"""The set-up of this machine as files of Linux have it: what makes timings of equal hardware differ.
 
-Pure reading of files below `root`, so that a test can hand in a machine of its own. What a file does not say is
+Pure reading of files below `root`, so that a test can hand in a machine of its own. What a file does not have is
 None, on other systems everything: nothing here is guessed, and nothing is changed.
 """
 
@@ -45,7 +45,7 @@ def machine(root: Path = Path("/"), preloaded: str = "") -> dict[str, Json]:
 
 
 def _text(path: Path) -> str | None:
-    """What stands in a file, None where it is not there, cannot be read or is empty."""
+    """The content of a file, None where it is not there, cannot be read or is empty."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:

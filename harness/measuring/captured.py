@@ -1,4 +1,4 @@
-"""A captured step that is known to do what the step does: tried on other values before anything is timed.
+"""A captured step that is known to do what the step does: compared with it on other values before anything is timed.
 
 A capture records what is launched on its stream. A library that launches elsewhere (torchvision 0.26's deformable
 convolution takes the device's default stream) does its work once, while the capture is made, and never in a replay:
@@ -29,13 +29,13 @@ def captured(
     replay = device.capture(step)
     x.neg_()
     try:
-        apart = _apart(_outcome(replay, state), _outcome(step, state))
+        distance = _distance(_outcome(replay, state), _outcome(step, state))
     finally:
         x.neg_()
-    if apart > CLOSE:
+    if distance > CLOSE:
         raise Unsupported(
-            f"a replay of the captured step computes something else ({apart:.1g} apart): part of its work is launched "
-            "where a capture does not see it",
+            f"a replay of the captured step computes something else ({distance:.1g} apart): part of its work is "
+            "launched where a capture does not see it",
             remedy="leave graph out for this model",
         )
     return replay
@@ -55,7 +55,7 @@ def _outcome(step: Callable[[], object], state: Callable[[], Sequence[Tensor]]) 
     return found
 
 
-def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Relative L2 distance of all of it together; infinite and undefined numbers count as 0, in both."""
     pairs = [[one.double().nan_to_num(0, 0, 0) for one in pair] for pair in zip(found, wanted, strict=True)]
     error = sum(float((a - b).square().sum()) for a, b in pairs)

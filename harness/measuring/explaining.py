@@ -1,4 +1,4 @@
-"""torch's complaints about a shape, said in the words of a suite."""
+"""Explanations of torch's errors about shapes in the terms of a suite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER_RANK = re.compile(
 
 
 def explained(problem: Exception, cell: Cell) -> Exception:
-    """`problem` itself, or for what a suite's sizes are to blame for an Unsupported that says so and what to change."""
+    """`problem` itself, or where a suite's sizes are the cause an Unsupported that says which and what to change."""
     text = str(problem)
     if isinstance(problem, HarnessError) or not isinstance(problem, RuntimeError | ValueError | AssertionError):
         return problem

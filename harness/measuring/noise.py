@@ -1,7 +1,7 @@
-"""How steady this machine is: one small training step against its twin, taking turns as variants of a group do.
+"""The noise of this machine: one small training step against an equal one, interleaved as variants of a group are.
 
-The two are built alike, so whatever differs between their times is the machine's doing. Runs inside a worker;
-`harness doctor` makes sense of the numbers.
+The two are built alike, so whatever differs between their times comes from the machine. Runs inside a worker;
+`harness doctor` interprets the numbers.
 """
 
 from __future__ import annotations

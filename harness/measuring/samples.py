@@ -1,4 +1,4 @@
-"""Samples of a timed step, and what else was so while each of them was taken.
+"""Samples of a timed step, with what else is known of the moment at which each was taken.
 
 Nothing is ever thrown away: a sample that something disturbed is flagged with the reason, and stays.
 """
@@ -16,7 +16,7 @@ from harness.devices import Device
 from harness.records import Json
 
 SLOW = 1.25
-"""Times the median of its round: neighbours and timer ticks stay below, a lost time slice does not."""
+"""Times the median of its round: other processes and timer ticks stay below, a lost time slice does not."""
 
 OUTLYING = 5.0
 """Median absolute deviations (scaled to a normal's standard deviation) above the median: one sample in a million."""
@@ -28,8 +28,8 @@ thousand launches, and half of the batch in short steps. One that waits for laun
 
 
 @dataclass
-class Taken:
-    """One sample in the making."""
+class Batch:
+    """What the caller measures of one batch of steps: its seconds, and those that the host waited for the device."""
 
     seconds: float = 0.0
     waited: float = 0.0
@@ -37,9 +37,9 @@ class Taken:
 
 @dataclass
 class Samples:
-    """One seat's samples of a round, in their order. All lists are as long as `seconds`, which is per step.
+    """One step's samples of a round, in their order. All lists are as long as `seconds`, which is per step.
 
-    `order`: the visit's rank over all seats of the round. `cpu`: seconds of this process's threads together, per
+    `order`: the visit's rank over all steps of the round. `cpu`: seconds of this process's threads together, per
     step. `switches`: how often the kernel took the processor away during the batch. `load`: the system's average over
     the last minute. `telemetry`: what the device said of itself after the batch. `waited`: the share of the batch for
     which the host waited for an accelerator after its last launch.
@@ -54,19 +54,19 @@ class Samples:
     waited: list[float] = field(default_factory=list)
 
     @contextmanager
-    def taking(self, device: Device, rank: int, repeats: int) -> Iterator[Taken]:
+    def recording(self, device: Device, rank: int, repeats: int) -> Iterator[Batch]:
         """Facts around one batch of `repeats` steps, whose time the caller puts into what it is given."""
-        taken = Taken()
+        batch = Batch()
         before = resource.getrusage(resource.RUSAGE_SELF)
-        yield taken
+        yield batch
         after = resource.getrusage(resource.RUSAGE_SELF)
-        self.seconds.append(taken.seconds / repeats)
+        self.seconds.append(batch.seconds / repeats)
         self.order.append(rank)
         self.cpu.append((_busy(after) - _busy(before)) / repeats)
         self.switches.append(after.ru_nivcsw - before.ru_nivcsw)
         self.load.append(os.getloadavg()[0])
         self.telemetry.append(device.telemetry())
-        self.waited.append(taken.waited / taken.seconds if taken.seconds else 0.0)
+        self.waited.append(batch.waited / batch.seconds if batch.seconds else 0.0)
 
     def facts(self, device: Device) -> dict[str, Json]:
         """All but the seconds, as a reading keeps them, with the numbers of the suspicious samples and why."""
@@ -77,8 +77,8 @@ class Samples:
             "load": [round(value, 2) for value in self.load],
         }
         if any(self.telemetry):
-            keys = list(dict.fromkeys(key for told in self.telemetry for key in told))
-            found["telemetry"] = {key: [told.get(key) for told in self.telemetry] for key in keys}
+            keys = list(dict.fromkeys(key for entry in self.telemetry for key in entry))
+            found["telemetry"] = {key: [entry.get(key) for entry in self.telemetry] for key in keys}
         if device.kind != "cpu" and self.waited:
             found["waited"] = [round(share, 3) for share in self.waited]
             found["launch_bound"] = median(self.waited) < LAUNCH_BOUND

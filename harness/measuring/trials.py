@@ -16,7 +16,7 @@ STEPS = 2
 """The second has gradients and optimizer state from the first."""
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-"""How torch's allocators say it, where they do not raise OutOfMemoryError."""
+"""What torch's allocators write, where they do not raise OutOfMemoryError."""
 
 
 def fits_for_real(subject: Subject, batch: int, memory: int, tries: dict[int, str]) -> bool:
@@ -33,7 +33,7 @@ def fits_for_real(subject: Subject, batch: int, memory: int, tries: dict[int, st
     sender.close()
     try:
         answer = receiver.recv()
-    except EOFError:  # killed without a word: the system's own answer to too much memory
+    except EOFError:  # killed before it could answer: the system's own answer to too much memory
         answer = "killed"
     finally:
         process.join()

@@ -1,9 +1,9 @@
-"""The variants of a group take turns, v1..vn then vn..v1 and so on, in visits of about ten milliseconds.
+"""Interleaved timing of a group's variants, v1..vn then vn..v1 and so on, in visits of about ten milliseconds.
 
-One call is one round: warm-up, then as many passes over the table as the budget pays for. Every visit is a batch of
-steps long enough for the clock and gives one sample, so sample number i of every seat is of pass i, and two variants
+One call is one round: warm-up, then as many passes over all variants as the budget pays for. Every visit is a batch of
+steps long enough for the clock and gives one sample, so sample number i of every step is of pass i, and two variants
 are compared pass by pass, milliseconds apart. Short visits matter more than anything that is done to the numbers
-afterwards: a neighbour who takes the processor for half a second then hits both variants of a pass.
+afterwards: another process that takes the processor for half a second then hits both variants of a pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 from harness.devices import Clock
@@ -20,16 +21,16 @@ from harness.measuring.samples import Samples
 from harness.records import Budget, Reading
 
 VISIT = 0.01
-"""Seconds. A visit lasts at least so long: 10,000 times what the clock resolves, and well below a second, for which
-neighbours come and go. Measured with a step of 2 ms on two cores, one of them taken by a neighbour half of the time: a
-round's log ratio varied by 1 % with 64 visits of 10 ms and by 5 % with 16 of 40 ms."""
+"""Seconds. A visit lasts at least so long: 10,000 times what the clock resolves, and well below the second for which
+other processes come and go. Measured with a step of 2 ms on two cores, one of them taken by another process half of the
+time: a round's log ratio varied by 1 % with 64 visits of 10 ms and by 5 % with 16 of 40 ms."""
 
 MOST_PASSES = 100
 FEWEST_PASSES = 2
-"""One forward and one backward pass over the table, so that a drift cancels."""
+"""One forward and one backward pass over all steps, so that a drift cancels."""
 
 PATIENCE = 4.0
-"""Times the seats' shares together: on a machine so busy that steps take many times as long a round ends early. Twice
+"""Times the steps' shares together: on a machine so busy that steps take many times as long a round ends early. Twice
 that is normal where another process takes turns with this one."""
 
 SETTLED = 0.1
@@ -48,8 +49,8 @@ Turn = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
-class Seat:
-    """One step of one variant at the table, and what was measured of it. `share`: its seconds of the round."""
+class TimedStep:
+    """One step of one variant, its clock, and what was measured of it. `share`: its seconds of the round."""
 
     step: Step
     clock: Clock
@@ -109,13 +110,13 @@ class Seat:
         return max(1, math.ceil(SETTLE / self.step_seconds))
 
     def visit(self, rank: int) -> None:
-        """One sample: a batch of `repeats` steps, the `rank`-th visit of the round over all seats."""
+        """One sample: a batch of `repeats` steps, the `rank`-th visit of the round over all steps."""
         with self.settings():
             if steps := self.settling_steps:
                 self.settling.append(self.time(steps) / steps)
-            with self.samples.taking(self.clock.device, rank, self.repeats) as taken:
-                taken.seconds = self.time(self.repeats)
-                taken.waited = self.clock.waited
+            with self.samples.recording(self.clock.device, rank, self.repeats) as batch:
+                batch.seconds = self.time(self.repeats)
+                batch.waited = self.clock.waited
 
     def reading(self) -> Reading:
         facts = {
@@ -133,57 +134,58 @@ def _close(a: float, b: float) -> bool:
 
 
 def _short(values: Iterable[float]) -> list[float]:
-    """Warm-up is told, not analysed: four digits do."""
+    """Warm-up is shown, not analysed: four digits do."""
     return [float(f"{value:.4g}") for value in values]
 
 
-def take_turns(
-    seats: Sequence[Seat],
+def interleave(
+    steps: Sequence[TimedStep],
     budget: Budget,
-    failed: Callable[[Seat, Exception], None],
-    begin: Callable[[Seat], None],
+    failed: Callable[[TimedStep, Exception], None],
+    begin: Callable[[TimedStep], None],
     turn: Turn = nullcontext,
-) -> list[Seat]:
-    """Let every seat warm up and be visited in every pass; one whose step raises is reported to `failed` and left out.
+) -> list[TimedStep]:
+    """Warm up every step and visit it in every pass; one that raises is handed to `failed` and left out.
 
-    `begin` is told before a seat's turn, so that a death of the process can be laid at its door. Returns who is left.
+    `begin` is called before each turn of a step, so that a death of the process can be traced to it. `turn`: what every
+    visit runs inside. Returns the steps that are left.
     """
-    alive = list(seats)
+    alive = list(steps)
 
-    def attempt(seat: Seat, action: Callable[[], None]) -> None:
-        begin(seat)
+    def attempt(step: TimedStep, action: Callable[[], None]) -> None:
+        begin(step)
         try:
             with turn():
                 action()
         except Exception as problem:  # whatever a block raises is its own result, not the group's
-            alive.remove(seat)
-            failed(seat, problem)
+            alive.remove(step)
+            failed(step, problem)
 
-    for seat in seats:
-        attempt(seat, lambda seat=seat: seat.warm(budget.warmup))  # type: ignore[misc]
-    passes = share_out(alive)
-    patience = PATIENCE * sum(seat.share for seat in alive)
+    for step in steps:
+        attempt(step, partial(step.warm, budget.warmup))
+    passes = plan_passes(alive)
+    patience = PATIENCE * sum(step.share for step in alive)
     rank, began = 0, monotonic()
     for number in range(passes):
         if number >= FEWEST_PASSES and monotonic() - began > patience:
             break
-        for seat in [*alive] if number % 2 == 0 else [*reversed(alive)]:
-            attempt(seat, lambda seat=seat, rank=rank: seat.visit(rank))  # type: ignore[misc]
+        for step in [*alive] if number % 2 == 0 else [*reversed(alive)]:
+            attempt(step, partial(step.visit, rank))
             rank += 1
     return alive
 
 
-def share_out(seats: Sequence[Seat]) -> int:
-    """How many passes the seats' shares of time pay for; every seat's batch is made to fill its own share.
+def plan_passes(steps: Sequence[TimedStep]) -> int:
+    """How many passes the steps' shares of time pay for; every step's batch is made to fill its own share.
 
     The slowest step decides: a visit cannot be shorter than one step.
     """
-    if not seats:
+    if not steps:
         return 0
-    affordable = min(math.floor(seat.share / seat.shortest_visit) for seat in seats)
+    affordable = min(math.floor(step.share / step.shortest_visit) for step in steps)
     passes = min(max(affordable, FEWEST_PASSES), MOST_PASSES)
-    for seat in seats:
-        length = max(seat.shortest_batch, seat.share / passes - (seat.shortest_visit - seat.shortest_batch))
+    for step in steps:
+        length = max(step.shortest_batch, step.share / passes - (step.shortest_visit - step.shortest_batch))
         # a cold step is a visit of its own: every one costs a flush, which is not in its time
-        seat.repeats = 1 if seat.step.cold else max(1, round(length / seat.step_seconds))
+        step.repeats = 1 if step.step.cold else max(1, round(length / step.step_seconds))
     return passes

@@ -1,0 +1,1 @@
+"""The run directory: append, lock, resume, and read into pandas."""

@@ -1,4 +1,4 @@
-"""Which directory a run lives in: the newest unfinished one of the same work, or a new one."""
+"""The choice of a run's directory: the newest unfinished one of the same work, or a new one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _in_named(meta: Json, out: Path, new: bool) -> tuple[Run, bool]:
 
 
 def _difference(old: Json, new: Json) -> str | None:
-    """In what two runs are not one, in words; None when they are."""
+    """What keeps two runs from being one, in words; None when nothing does."""
     if old.get("plan_id") != new["plan_id"]:
         return "another suite or other options"
     if old["fingerprint"] != new["fingerprint"]:

@@ -1,4 +1,4 @@
-"""Journal -> pandas. Everything downstream (verdicts, reports) starts from these frames."""
+"""Frames of a run's records: journal -> pandas. Everything downstream (verdicts, reports) starts from them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
                 "unit": reading.unit,
                 "kind": str(kind),
                 "better": quantity.better if quantity else "lower",
-                "value": _in_one(reading, kind),
+                "value": _round_value(reading, kind),
                 "visits": reading.values if ORDER in reading.facts else None,
             }
         return
@@ -62,7 +62,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
             }
 
 
-def _in_one(reading: Reading, kind: Kind) -> float:
+def _round_value(reading: Reading, kind: Kind) -> float:
     """A round's value: the median of its measurements, or the first of the numbers that are one close result."""
     if not reading.values:
         return np.nan

@@ -1,4 +1,4 @@
-"""One row per cell, metric and form: from the rounds' medians to a value with its 99 % interval.
+"""The summary frame, one row per cell, metric and form: from the rounds' medians to a value with its 99 % interval.
 
 `summarise` is what `Run.frame()` returns. Everything is in SI base units; a row that could not be
 measured carries its status and NaN, so that a table can say why instead of leaving a hole.

@@ -1,4 +1,4 @@
-"""What runs inside a worker process: guards first, then the task.
+"""The main function of a worker process: guards first, then the task.
 
 The parent imports this module too, to name `main`, so torch comes in only inside it; the forkserver has loaded
 worker.py before, and with it torch, timm and the whole harness.
@@ -13,16 +13,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from harness.errors import Unsupported
-from harness.records import Json, Task
+from harness.records import Json
+from harness.worker.messages import Order, asks
 
 
-def main(order: Json, answers: Connection, output: str) -> None:
-    """Do one order: ``{"task": ..., "key": ..., "fingerprint": ..., "memory": ..., "lockstep": ..., "slowed": ...}``,
-    ``{"probe": [...]}`` or ``{"noise": seconds, "device": name}``.
+def main(request: Json, answers: Connection, output: str) -> None:
+    """Do what is asked for: ``{"perform": order, "memory": bytes or None}``, ``{"probe": [...]}`` or
+    ``{"noise": seconds, "device": name}``.
 
     Answers are JSON texts on `answers`; whatever the task prints goes to the file `output`.
     """
@@ -30,42 +30,26 @@ def main(order: Json, answers: Connection, output: str) -> None:
     from harness.devices.cpu import limit_memory
     from harness.worker import worker
 
-    def emit(message: Json) -> None:
+    def emit(message: Json) -> Json | None:
         answers.send_bytes(json.dumps(message).encode())
+        return json.loads(answers.recv_bytes()) if asks(message) else None
 
-    if "probe" in order:
-        emit({"probe": worker.probe(order["probe"])})
+    if "probe" in request:
+        emit({"probe": worker.probe(request["probe"])})
         return
-    if "noise" in order:
+    if "noise" in request:
         from harness.measuring.noise import pairs
 
-        emit({"noise": pairs(order["noise"], order["device"])})
+        emit({"noise": pairs(request["noise"], request["device"])})
         return
-    if order["memory"] is not None:
+    if request["memory"] is not None:
         with contextlib.suppress(Unsupported):  # not on every system; the parent watches as well
-            limit_memory(order["memory"])
-    turn = _turns(answers, emit) if order["lockstep"] else contextlib.nullcontext
-    task = Task.from_json(order["task"])
-    worker.perform(task, order["key"], order["fingerprint"], emit, turn=turn, slowed=order["slowed"])
-
-
-def _turns(answers: Connection, emit: Callable[[Json], None]) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """What a visit runs inside when another process takes turns with this one: wait for the word, say when done."""
-
-    @contextlib.contextmanager
-    def turn() -> Iterator[None]:
-        emit({"turn": True})
-        answers.recv_bytes()
-        try:
-            yield
-        finally:
-            emit({"turn_done": True})
-
-    return turn
+            limit_memory(request["memory"])
+    worker.perform(Order.from_json(request["perform"]), emit)
 
 
 def _guard(output: str) -> None:
-    """Own process group, death with the parent, deaf to Ctrl-C (the parent decides), output into a file."""
+    """Own process group, ends with the parent, ignores Ctrl-C (the parent decides), output into a file."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

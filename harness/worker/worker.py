@@ -1,14 +1,13 @@
-"""The worker: one task in, records out. The only room of execution that imports torch.
+"""The worker: one order in, records out.
 
-`perform` runs in this very process; local.py calls it in a fresh one. Besides records it emits *beginnings*, so that
-whoever watches knows which variant and metric was in hand when the process died.
+`perform` runs in this very process; process.py calls it in a fresh one. What it emits is described in messages.py.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -21,36 +20,23 @@ from harness.measuring.explaining import explained
 from harness.measuring.metric import Metric
 from harness.measuring.subject import Subject
 from harness.measuring.trials import is_out_of_memory
-from harness.measuring.turns import Seat, Turn, take_turns
+from harness.measuring.turns import TimedStep, Turn, interleave
 from harness.metrics import METRICS
-from harness.records import Cell, Json, Reading, Record, Status, Task, TaskKind, Variant
+from harness.records import Cell, Json, Reading, Record, Status, TaskKind, Variant
 from harness.worker.binding import bound_to, cores_for
-
-Emit = Callable[[Json], object]
-"""Takes ``{"begin": [cell, metric]}`` or ``{"record": {...}}``."""
+from harness.worker.messages import Emit, Order
 
 
-def perform(
-    task: Task,
-    key: str,
-    fingerprint: str,
-    emit: Emit,
-    *,
-    turn: Turn = nullcontext,
-    slowed: Mapping[str, float] | None = None,
-) -> None:
-    """Measure all that `task` asks for and emit a record for each cell and metric, whatever happens in them.
-
-    `turn`: what every visit runs inside. `slowed`: cell id -> the share by which a batch of steps is made longer.
-    """
-    desk = _Desk(task, key, fingerprint, emit, slowed or {})
+def perform(order: Order, emit: Emit) -> None:
+    """Measure all that the order's task asks for and emit a record for each cell and metric, whatever happens."""
+    writer, task = _RecordWriter(order, emit), order.task
     for wanted in task.metrics:
         if task.kind is TaskKind.VISIT:
             with bound_to(cores := cores_for(task.cells)):
-                _visit(desk, wanted, turn, {"cores": cores} if cores else {})
+                _visit(writer, wanted, {"cores": cores} if cores else {})
         else:
             for cell in task.cells:
-                with desk.caught(cell, wanted.name) as entry:
+                with writer.recording(cell, wanted.name) as entry:
                     metric, subject = (
                         METRICS[wanted.name],
                         Subject(cell, seed=task.round if task.kind is TaskKind.TRAINING else 0),
@@ -73,21 +59,18 @@ class _Entry:
 
 
 @dataclass
-class _Desk:
-    """Where records are filled in and sent off."""
+class _RecordWriter:
+    """Emits the records of one order, and before each what is begun."""
 
-    task: Task
-    key: str
-    fingerprint: str
+    order: Order
     emit: Emit
-    slowed: Mapping[str, float]
 
     def begin(self, cell: Cell, metric: str) -> None:
         self.emit({"begin": [cell.id, metric]})
 
     @contextmanager
-    def caught(self, cell: Cell, metric: str) -> Iterator[_Entry]:
-        """Begin a record and send it off at the end; an exception becomes its status."""
+    def recording(self, cell: Cell, metric: str) -> Iterator[_Entry]:
+        """Begin a record and emit it at the end; an exception becomes its status."""
         self.begin(cell, metric)
         entry = _Entry(cell, metric, time.perf_counter())
         try:
@@ -99,12 +82,12 @@ class _Desk:
     def send(self, entry: _Entry) -> None:
         problem = explained(entry.problem, entry.cell) if entry.problem else None
         record = Record(
-            task=self.key,
-            kind=self.task.kind,
+            task=self.order.key,
+            kind=self.order.task.kind,
             cell=entry.cell.id,
             metric=entry.metric,
-            round=self.task.round,
-            fingerprint=self.fingerprint,
+            round=self.order.task.round,
+            fingerprint=self.order.fingerprint,
             status=status_of(problem) if problem else entry.status,
             readings=tuple(entry.readings),
             reason=_one_line(problem) if problem else entry.reason,
@@ -127,47 +110,62 @@ def status_of(problem: Exception) -> Status:
     return Status.OOM if is_out_of_memory(problem) else Status.ERROR
 
 
-def _visit(desk: _Desk, wanted: Variant, turn: Turn, facts: Mapping[str, Json]) -> None:
-    """One round of one timed metric: every variant of the group at the table, taking turns."""
-    metric, budget = METRICS[wanted.name], desk.task.budget
-    entries = {cell.id: _Entry(cell, wanted.name, time.perf_counter()) for cell in desk.task.cells}
-    seats: list[Seat] = []
-    whose: dict[int, _Entry] = {}
-    for entry in entries.values():
-        for seat in _seats(desk, entry, metric, wanted):
-            seats.append(seat)
-            whose[id(seat)] = entry
+def _visit(writer: _RecordWriter, wanted: Variant, facts: Mapping[str, Json]) -> None:
+    """One round of one timed metric: the steps of every variant of the group, interleaved."""
+    metric, task = METRICS[wanted.name], writer.order.task
+    entries = [_Entry(cell, wanted.name, time.perf_counter()) for cell in task.cells]
+    steps: list[TimedStep] = []
+    entry_of: dict[int, _Entry] = {}
+    for entry in entries:
+        for step in _timed_steps(writer, entry, metric, wanted):
+            steps.append(step)
+            entry_of[id(step)] = entry
 
-    def failed(seat: Seat, problem: Exception) -> None:
-        whose[id(seat)].problem = problem
+    def failed(step: TimedStep, problem: Exception) -> None:
+        entry_of[id(step)].problem = problem
 
-    take_turns(seats, budget, failed, lambda seat: desk.begin(whose[id(seat)].cell, wanted.name), turn)
-    for seat in seats:
-        if seat.samples.seconds:
-            reading = seat.reading()
-            whose[id(seat)].readings.append(replace(reading, facts={**reading.facts, **facts}))
-    lost = [entry.cell.block.label for entry in entries.values() if entry.problem and status_of(entry.problem).failed]
-    for entry in entries.values():
-        if lost and not entry.problem:
-            entry.status, entry.reason = Status.PARTIAL, f"its group had lost {', '.join(lost)} in this round"
-        desk.send(entry)
+    def begin(step: TimedStep) -> None:
+        writer.begin(entry_of[id(step)].cell, wanted.name)
+
+    interleave(steps, task.budget, failed, begin, _turns(writer.emit) if writer.order.lockstep else nullcontext)
+    for step in steps:
+        if step.samples.seconds:
+            reading = step.reading()
+            entry_of[id(step)].readings.append(replace(reading, facts={**reading.facts, **facts}))
+    out = [entry.cell.block.label for entry in entries if entry.problem and status_of(entry.problem).failed]
+    for entry in entries:
+        if out and not entry.problem:
+            entry.status, entry.reason = Status.PARTIAL, f"its group had lost {', '.join(out)} in this round"
+        writer.send(entry)
 
 
-def _seats(desk: _Desk, entry: _Entry, metric: Metric, wanted: Variant) -> list[Seat]:
+def _turns(emit: Emit) -> Turn:
+    """What a visit runs inside when another process takes turns with this one: ask, wait for the reply, release."""
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        emit({"turn": True})
+        try:
+            yield
+        finally:
+            emit({"turn_done": True})
+
+    return turn
+
+
+def _timed_steps(writer: _RecordWriter, entry: _Entry, metric: Metric, wanted: Variant) -> list[TimedStep]:
     """Build one variant's steps; a variant that cannot be built fails alone."""
-    desk.begin(entry.cell, wanted.name)
+    writer.begin(entry.cell, wanted.name)
     try:
         subject = Subject(entry.cell)
         with subject.settings():
             steps = metric.steps(subject, wanted.options)
-        share = desk.task.budget.seconds / len(steps)
-        slowdown = desk.slowed.get(entry.cell.id, 0.0)
-        told: dict[str, Json] = {"slowed": slowdown} if slowdown else {}
-        return [
-            Seat(replace(step, facts={**step.facts, **told}), Clock(subject.device, slowdown), subject.settings, share)
-            for step in steps
-        ]
-    except Exception as problem:  # as in `caught`
+        share = writer.order.task.budget.seconds / len(steps)
+        slowdown = writer.order.slowed.get(entry.cell.id, 0.0)
+        facts: dict[str, Json] = {"slowed": slowdown} if slowdown else {}
+        steps = [replace(step, facts={**step.facts, **facts}) for step in steps]
+        return [TimedStep(step, Clock(subject.device, slowdown), subject.settings, share) for step in steps]
+    except Exception as problem:  # as in `recording`
         entry.problem = problem
         return []
 

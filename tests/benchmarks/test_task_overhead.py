@@ -11,6 +11,7 @@ from harness.execution.local import LocalExecutor
 from harness.planning import plan
 from harness.suite import parse_suite
 from harness.suite.source import Source
+from harness.worker.messages import Order
 
 pytestmark = pytest.mark.alone
 
@@ -29,7 +30,7 @@ def test_a_task_costs_at_most_three_tenths_of_a_second_beyond_its_work(benchmark
         def one_task():
             records = []
             begun = time.perf_counter()
-            assert executor.perform(task, task.key, "print", records.append) is None
+            assert executor.perform(Order(task, task.key, "print"), records.append) is None
             took = time.perf_counter() - begun
             overheads.append(took - sum(m["record"]["seconds"] for m in records if "record" in m))
 

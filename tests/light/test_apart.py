@@ -5,36 +5,37 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_session import Script, looks_in, work
+from scripted_session import ScriptedExecutor, looks_in, work
 
 from harness.execution import apart
-from harness.execution.local import Death
+from harness.execution.executor import Death
 from harness.records import Reading, Record, Status, TaskKind
 
 SUITE = "axes: {block: [conv, acb, dbb], backbone: layer}\nmetrics: [latency]\nbudget: {rounds: 4, seconds: 1.0}\n"
 
 
-class Cramped(Script):
+class LimitedMemory(ScriptedExecutor):
     """More than `room` variants in one process are too many, and those named in `huge` do not even fit alone.
 
-    Memory runs out as the worker's end, or `politely`: as a record of every variant that the rest left no room for.
+    Memory runs out as the worker's end, or `reported`: as a record of every variant that the rest left no room for.
     """
 
-    def __init__(self, room=1, huge=(), politely=False, **more):
+    def __init__(self, room=1, huge=(), reported=False, **more):
         super().__init__(**more)
-        self.room, self.huge, self.politely = room, set(huge), politely
+        self.room, self.huge, self.reported = room, set(huge), reported
 
-    def perform(self, task, key, fingerprint, emit):
+    def perform(self, order, emit):
+        task = order.task
         blocks = [cell.block.name for cell in task.cells]
         self.performed.append((task.round, blocks, task.budget.seconds))
         full = len(blocks) > self.room or self.huge & set(blocks)
-        if full and not self.politely:
+        if full and not self.reported:
             emit({"begin": [task.cells[-1].id, "latency"]})
             return Death(Status.OOM, f"{len(blocks)} variants held too much", "last words")
         for i, cell in enumerate(task.cells):
             oom = full and (i >= self.room or cell.block.name in self.huge)
             status, readings = (Status.OOM, ()) if oom else (Status.OK, (self.reading(cell, task.round),))
-            record = Record(key, task.kind, cell.id, "latency", task.round, fingerprint, status, readings,
+            record = Record(order.key, task.kind, cell.id, "latency", task.round, order.fingerprint, status, readings,
                             "no room" if oom else "", seconds=1.0)  # fmt: skip
             emit({"record": record.to_json()})
         return None
@@ -60,11 +61,11 @@ def by_block(run):
 THERE_AND_BACK = [["conv"], ["acb"], ["dbb"], ["dbb"], ["acb"], ["conv"]]
 
 
-@pytest.mark.parametrize("politely", [False, True])
+@pytest.mark.parametrize("reported", [False, True])
 def test_a_group_that_does_not_fit_together_is_redone_variant_by_variant_forward_and_backward(
-    suite, tmp_path, politely
+    suite, tmp_path, reported
 ):
-    script = Cramped(politely=politely)
+    script = LimitedMemory(reported=reported)
     run, got = work(suite, tmp_path, script)
     first = [(blocks, seconds) for round_, blocks, seconds in script.performed if round_ == 0]
     assert first == [(["conv", "acb", "dbb"], 1.0), *((blocks, 0.5) for blocks in THERE_AND_BACK)]
@@ -74,7 +75,7 @@ def test_a_group_that_does_not_fit_together_is_redone_variant_by_variant_forward
 
 
 def test_later_rounds_go_apart_at_once_in_their_own_rotated_order(suite, tmp_path):
-    script = Cramped()
+    script = LimitedMemory()
     work(suite, tmp_path, script)
     second = [blocks for round_, blocks, _ in script.performed if round_ == 1]
     assert second == [["acb"], ["dbb"], ["conv"], ["conv"], ["dbb"], ["acb"]]
@@ -82,18 +83,18 @@ def test_later_rounds_go_apart_at_once_in_their_own_rotated_order(suite, tmp_pat
 
 
 def test_the_record_says_that_processes_alternated_and_why(suite, tmp_path):
-    run, _ = work(suite, tmp_path, Cramped())
+    run, _ = work(suite, tmp_path, LimitedMemory())
     for record in by_block(run).values():
         assert record.facts == {"alternation": "processes", "because": "3 variants held too much"}
     tasks = set(run.tasks)
-    assert all(record.task in tasks for record in by_block(run).values()), "each is the record that was owed"
+    assert all(record.task in tasks for record in by_block(run).values()), "each is the record that was expected"
 
 
 def test_the_samples_of_both_halves_are_one_reading_and_what_is_suspicious_keeps_its_sample(suite, tmp_path):
-    run, _ = work(suite, tmp_path, Cramped())
+    run, _ = work(suite, tmp_path, LimitedMemory())
     record = by_block(run)["acb", 0]
     (reading,) = record.readings
-    assert reading.values == (3.0, 3.5, 6.0, 6.5), "the second and the fifth process after the crowded one"
+    assert reading.values == (3.0, 3.5, 6.0, 6.5), "the second and the fifth process after the one that was too full"
     assert reading.facts == {
         "half": [0, 0, 1, 1],
         "cpu": [0.1, 0.2, 0.1, 0.2],
@@ -105,7 +106,7 @@ def test_the_samples_of_both_halves_are_one_reading_and_what_is_suspicious_keeps
 
 
 def test_ratios_of_such_rounds_are_those_of_the_rounds_medians(suite, tmp_path):
-    run, _ = work(suite, tmp_path, Cramped())
+    run, _ = work(suite, tmp_path, LimitedMemory())
     rounds = run.rounds()
     assert rounds["visits"].isna().all()
     acb = by_block(run)["acb", 0]
@@ -114,7 +115,7 @@ def test_ratios_of_such_rounds_are_those_of_the_rounds_medians(suite, tmp_path):
 
 
 def test_a_variant_that_does_not_fit_alone_is_out_of_memory_and_the_others_are_measured(suite, tmp_path):
-    script = Cramped(huge={"acb"})
+    script = LimitedMemory(huge={"acb"})
     run, got = work(suite, tmp_path, script)
     statuses = {block: [got[block, "latency", i] for i in range(4)] for block in ("conv", "acb", "dbb")}
     assert statuses["acb"] == [Status.OOM, Status.OOM, Status.SKIPPED, Status.SKIPPED]
@@ -129,15 +130,15 @@ def test_a_variant_that_does_not_fit_alone_is_out_of_memory_and_the_others_are_m
     assert len((run.path / "journal.jsonl").read_text().splitlines()) == len(run.records()), "each is written once"
 
 
-def test_running_out_of_memory_together_is_nobodys_strike(suite, tmp_path):
-    run, got = work(suite, tmp_path, Cramped(politely=True))
+def test_running_out_of_memory_together_is_no_variants_strike(suite, tmp_path):
+    run, got = work(suite, tmp_path, LimitedMemory(reported=True))
     assert Status.OOM not in got.values()
     lines = [json.loads(line) for line in (run.path / "journal.jsonl").read_text().splitlines()]
     assert not any(line["status"] == "oom" for line in lines)
 
 
 def test_a_variant_alone_in_its_group_is_simply_out_of_memory(suite_of, tmp_path):
-    script = Cramped(huge={"conv"})
+    script = LimitedMemory(huge={"conv"})
     run, got = work(suite_of("axes: {block: conv, backbone: layer}\nmetrics: [latency]\n"), tmp_path, script)
     assert got["conv", "latency", 0] is Status.OOM
     assert "alternation" not in by_block(run)["conv", 0].facts
@@ -145,17 +146,17 @@ def test_a_variant_alone_in_its_group_is_simply_out_of_memory(suite_of, tmp_path
 
 
 def test_a_death_of_another_kind_does_not_set_a_group_apart(suite, tmp_path):
-    script = Script({("acb", "latency"): 1})
+    script = ScriptedExecutor({("acb", "latency"): 1})
     run, _ = work(suite, tmp_path, script)
     assert not any(apart.reason_in(record) for record in run.records())
 
 
 def test_a_resumed_run_remembers_that_its_group_does_not_fit(suite, tmp_path):
-    whole, _ = work(suite, tmp_path, Cramped())
+    whole, _ = work(suite, tmp_path, LimitedMemory())
     journal = whole.path / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if json.loads(line)["round"] < 2]
     journal.write_text("\n".join(kept) + "\n")
-    script = Cramped()
+    script = LimitedMemory()
     run, got = work(suite, tmp_path, script)
     assert len(script.performed) == 2 * 6
     assert all(len(blocks) == 1 for _, blocks, _ in script.performed), "it is not tried together again"
@@ -166,10 +167,10 @@ def test_a_resumed_run_remembers_that_its_group_does_not_fit(suite, tmp_path):
 def test_groups_that_fit_stay_together_beside_one_that_does_not(suite_of, tmp_path):
     text = SUITE.replace("backbone: layer", "backbone: layer, kernel_size: [3, 5]")
 
-    class Partly(Cramped):
-        def perform(self, task, *rest):
-            self.room = 3 if task.cells[0].kernel_size == 3 else 1
-            return super().perform(task, *rest)
+    class Partly(LimitedMemory):
+        def perform(self, order, emit):
+            self.room = 3 if order.task.cells[0].kernel_size == 3 else 1
+            return super().perform(order, emit)
 
     script = Partly()
     run, _ = work(suite_of(text), tmp_path, script)

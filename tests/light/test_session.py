@@ -1,4 +1,4 @@
-"""The loop over tasks with a scripted executor: what is owed, who is blamed for a death, who is left out."""
+"""The loop over tasks with a scripted executor: what is open, what a death is put down to, who is left out."""
 
 from __future__ import annotations
 
@@ -6,85 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from scripted_session import DIED, ScriptedExecutor, looks_in, work
 
 from harness.errors import HarnessError
-from harness.execution.local import Death
-from harness.execution.session import Session, check_foreign
-from harness.execution.stopping import Stopping
+from harness.execution.session import check_foreign
 from harness.planning import plan
-from harness.records import Fingerprint, Reading, Record, Status, TaskKind
+from harness.records import Fingerprint, Record, Status, TaskKind
 from harness.store.directory import choose, describe
 from harness.store.journal import Journal, read
 from harness.store.run import open_run
-
-DIED = Death(Status.KILLED, "the worker was ended by SIGKILL", "last words")
-
-
-class Script:
-    """Performs tasks as told: `deaths` maps (block, metric) to how many times the process dies there.
-
-    `takes(cell, round)`: what a variant's every sample is then; a second unless told otherwise.
-    """
-
-    def __init__(self, deaths=None, refuses=(), takes=lambda cell, round_: 1.0):
-        self.deaths = dict(deaths or {})
-        self.refuses = set(refuses)
-        self.takes = takes
-        self.performed = []
-
-    def probe(self, names):
-        return {"threads": 1, "torch": "0", "devices": {name: {"absent": None} for name in names}}
-
-    def perform(self, task, key, fingerprint, emit):
-        self.performed.append((task.round, [c.block.name for c in task.cells], [m.name for m in task.metrics]))
-        for metric in task.metrics:
-            for cell in task.cells:
-                emit({"begin": [cell.id, metric.name]})
-                if self.deaths.get((cell.block.name, metric.name), 0) > 0:
-                    self.deaths[cell.block.name, metric.name] -= 1
-                    return DIED
-            for cell in task.cells:
-                refused = (cell.block.name, metric.name) in self.refuses
-                status = Status.UNSUPPORTED if refused else Status.OK
-                readings = () if refused else (Reading(metric.name, "train", "s", (self.takes(cell, task.round),)),)
-                emit(
-                    {
-                        "record": Record(
-                            key, task.kind, cell.id, metric.name, task.round, fingerprint, status, readings
-                        ).to_json()
-                    }
-                )
-        return None
-
-
-class Silent:
-    def started(self, task, number): ...
-
-    def recorded(self, record): ...
-
-    def finished(self, task, number): ...
-
-
-def work(suite, tmp_path, script, absent=None, retry=False):
-    """One pass over a suite's open tasks; returns block, metric, round -> status of every record on disk."""
-    planned = plan(suite)
-    prints = Fingerprint("s", {}, {})
-    meta = describe(planned, prints, {}, suite_text="", suite_path="x.yaml", overrides=())
-    run, _ = choose(meta, out=tmp_path / "run", new=False, retry=retry)
-    journal = Journal(run.path / "journal.jsonl")
-    session = Session(script, journal, prints.id, Silent(), Stopping(planned.groups, planned.tasks), absent or {})
-    before = run.records()
-    session.remember([] if retry else before)
-    open_work = run.open_work(before, retry)
-    session.work([task for task in planned.tasks if task.key in open_work], open_work)
-    journal.close()
-    names = {cell.id: cell.block.name for cell in planned.cells}
-    return run, {(names[r.cell], r.metric, r.round): r.status for r in run.records() if r.kind is not TaskKind.LOOK}
-
-
-def looks_in(run):
-    """Rounds and rule of every look in a run's journal."""
-    return [(r.facts["rounds"], r.facts["rule"]) for r in run.records() if r.kind is TaskKind.LOOK]
 
 
 @pytest.fixture
@@ -94,19 +24,19 @@ def suite(suite_of):
     )
 
 
-def test_everything_owed_is_done_once(suite, tmp_path):
-    script = Script()
+def test_everything_that_is_open_is_done_once(suite, tmp_path):
+    script = ScriptedExecutor()
     run, got = work(suite, tmp_path, script)
     assert len(got) == 3 * 2 + 3 * 4
     assert set(got.values()) == {Status.OK}
     assert run.finished
-    again = Script()
+    again = ScriptedExecutor()
     work(suite, tmp_path, again)
     assert again.performed == []
 
 
 def test_a_death_in_a_count_costs_that_metric_alone(suite, tmp_path):
-    script = Script({("acb", "params"): 1})
+    script = ScriptedExecutor({("acb", "params"): 1})
     _, got = work(suite, tmp_path, script)
     assert got["acb", "params", 0] is Status.KILLED
     assert got["acb", "macs", 0] is Status.OK
@@ -114,13 +44,13 @@ def test_a_death_in_a_count_costs_that_metric_alone(suite, tmp_path):
 
 
 def test_a_death_in_a_round_costs_the_variant_that_round_and_the_group_is_partial(suite, tmp_path):
-    _, got = work(suite, tmp_path, Script({("acb", "latency"): 1}))
+    _, got = work(suite, tmp_path, ScriptedExecutor({("acb", "latency"): 1}))
     assert [got["acb", "latency", i] for i in range(4)] == [Status.KILLED, *[Status.OK] * 3]
     assert [got["dbb", "latency", i] for i in range(4)] == [Status.PARTIAL, *[Status.OK] * 3]
 
 
 def test_two_strikes_and_a_variant_is_out(suite, tmp_path):
-    script = Script({("acb", "latency"): 99})
+    script = ScriptedExecutor({("acb", "latency"): 99})
     run, got = work(suite, tmp_path, script)
     assert [got["acb", "latency", i] for i in range(4)] == [Status.KILLED] * 2 + [Status.SKIPPED] * 2
     assert sum("acb" in cells for _, cells, metrics in script.performed if metrics == ["latency"]) == 2
@@ -128,26 +58,26 @@ def test_two_strikes_and_a_variant_is_out(suite, tmp_path):
 
 
 def test_strikes_are_remembered_by_a_resumed_run(suite, tmp_path):
-    work(suite, tmp_path, Script({("acb", "latency"): 99}))
+    work(suite, tmp_path, ScriptedExecutor({("acb", "latency"): 99}))
     journal = tmp_path / "run" / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if not (json.loads(line)["round"] >= 2)]
     journal.write_text("\n".join(kept) + "\n")
-    script = Script({("acb", "latency"): 99})
+    script = ScriptedExecutor({("acb", "latency"): 99})
     _, got = work(suite, tmp_path, script)
     assert got["acb", "latency", 3] is Status.SKIPPED
     assert all("acb" not in cells for _, cells, _ in script.performed)
 
 
 def test_retry_takes_failed_records_up_again_and_keeps_the_others(suite, tmp_path):
-    work(suite, tmp_path, Script({("acb", "latency"): 2}))
-    script = Script()
+    work(suite, tmp_path, ScriptedExecutor({("acb", "latency"): 2}))
+    script = ScriptedExecutor()
     _, got = work(suite, tmp_path, script, retry=True)
     assert got["acb", "latency", 0] is Status.OK
     assert {tuple(cells) for _, cells, _ in script.performed} == {("acb",)}
 
 
 def test_what_is_unsupported_is_asked_once(suite, tmp_path):
-    script = Script(refuses={("dbb", "latency")})
+    script = ScriptedExecutor(refuses={("dbb", "latency")})
     run, got = work(suite, tmp_path, script)
     assert {got["dbb", "latency", i] for i in range(4)} == {Status.UNSUPPORTED}
     assert sum("dbb" in cells for _, cells, metrics in script.performed if metrics == ["latency"]) == 1
@@ -155,7 +85,7 @@ def test_what_is_unsupported_is_asked_once(suite, tmp_path):
 
 
 def test_cells_of_an_absent_device_are_skipped_with_the_reason(suite, tmp_path):
-    script = Script()
+    script = ScriptedExecutor()
     run, got = work(suite, tmp_path, script, absent={"cpu": "no such thing"})
     assert set(got.values()) == {Status.SKIPPED}
     assert script.performed == []
@@ -164,21 +94,21 @@ def test_cells_of_an_absent_device_are_skipped_with_the_reason(suite, tmp_path):
 
 
 def test_a_process_that_ends_without_answers_is_an_error(suite, tmp_path):
-    class Mute(Script):
-        def perform(self, task, key, fingerprint, emit):
+    class Mute(ScriptedExecutor):
+        def perform(self, order, emit):
             return None
 
     _, got = work(suite, tmp_path, Mute())
     assert got["conv", "params", 0] is Status.ERROR
 
 
-def test_a_death_before_anything_was_in_hand_ends_the_task(suite, tmp_path):
-    class StillBorn(Script):
-        def perform(self, task, key, fingerprint, emit):
-            self.performed.append(task)
+def test_a_death_before_anything_was_begun_ends_the_task(suite, tmp_path):
+    class DiesAtOnce(ScriptedExecutor):
+        def perform(self, order, emit):
+            self.performed.append(order.task)
             return DIED
 
-    script = StillBorn()
+    script = DiesAtOnce()
     _, got = work(suite, tmp_path, script)
     assert got["conv", "macs", 0] is Status.KILLED
     assert got["conv", "latency", 3] is Status.SKIPPED
@@ -195,24 +125,24 @@ TEN_ROUNDS = (
 
 
 def test_a_group_that_is_known_well_enough_is_measured_no_further_and_the_others_are(suite_of, tmp_path):
-    script = Script(takes=lambda cell, round_: scattered(cell, round_) if cell.kernel_size == 5 else 1.0)
+    script = ScriptedExecutor(takes=lambda cell, round_: scattered(cell, round_) if cell.kernel_size == 5 else 1.0)
     run, _ = work(suite_of(TEN_ROUNDS), tmp_path, script)
     assert len(script.performed) == 4 + 10
     assert sorted(looks_in(run)) == [(4, "go on"), (4, "precision"), (6, "go on"), (8, "go on"), (10, "rounds")]
     assert run.finished
     assert run.tally() == {"measured": 4}
-    again, before = Script(), run.records()
+    again, before = ScriptedExecutor(), run.records()
     run, _ = work(suite_of(TEN_ROUNDS), tmp_path, again)
     assert (again.performed, run.records()) == ([], before)
 
 
 def test_a_run_that_was_stopped_and_went_on_looks_at_what_one_that_was_not_looks_at(suite_of, tmp_path):
-    whole, _ = work(suite_of(TEN_ROUNDS), tmp_path / "whole", Script(takes=scattered))
-    run, _ = work(suite_of(TEN_ROUNDS), tmp_path / "stopped", Script(takes=scattered))
+    whole, _ = work(suite_of(TEN_ROUNDS), tmp_path / "whole", ScriptedExecutor(takes=scattered))
+    run, _ = work(suite_of(TEN_ROUNDS), tmp_path / "stopped", ScriptedExecutor(takes=scattered))
     journal = run.path / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if json.loads(line)["round"] < 5]
     journal.write_text("\n".join(kept) + "\n")
-    script = Script(takes=scattered)
+    script = ScriptedExecutor(takes=scattered)
     resumed, _ = work(suite_of(TEN_ROUNDS), tmp_path / "stopped", script)
     assert len(script.performed) == 2 * 5
     of = [[(r.task, r.facts["widths"]) for r in one.records() if r.kind is TaskKind.LOOK] for one in (whole, resumed)]
@@ -222,7 +152,7 @@ def test_a_run_that_was_stopped_and_went_on_looks_at_what_one_that_was_not_looks
 
 @pytest.mark.parametrize("damage", ['{"half": ', "[1, 2]", '{"version": 99}', "\x00\x00"])
 def test_a_damaged_line_is_passed_over_and_the_rest_is_read(suite, tmp_path, damage):
-    run, _ = work(suite, tmp_path, Script())
+    run, _ = work(suite, tmp_path, ScriptedExecutor())
     path = run.path / "journal.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], damage, *lines[1:]]))  # and no newline at the end
@@ -235,7 +165,7 @@ def test_a_damaged_line_is_passed_over_and_the_rest_is_read(suite, tmp_path, dam
 
 
 def test_another_fingerprint_or_suite_is_refused_in_the_same_directory(suite, suite_of, tmp_path):
-    work(suite, tmp_path, Script())
+    work(suite, tmp_path, ScriptedExecutor())
     planned = plan(suite)
 
     def meta(of, source):
@@ -279,7 +209,7 @@ def test_records_of_another_fingerprint_are_refused():
 
 
 def test_the_frames_say_what_was_measured_and_what_failed(suite, tmp_path):
-    run, _ = work(suite, tmp_path, Script({("acb", "latency"): 99, ("dbb", "params"): 1}))
+    run, _ = work(suite, tmp_path, ScriptedExecutor({("acb", "latency"): 99, ("dbb", "params"): 1}))
     cells = run.cells
     assert list(cells["block"]) == ["conv", "acb", "dbb"]
     assert list(cells["reference"]) == [True, False, False]

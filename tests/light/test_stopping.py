@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from test_session import Script, looks_in
+from scripted_session import ScriptedExecutor, looks_in
 
 from harness import execution
 from harness.execution.apart import facts as apart
@@ -251,28 +251,24 @@ def test_a_run_owes_nothing_of_what_a_look_in_its_journal_has_settled(planned, t
     made = planned()
     meta = describe(made, Fingerprint("s", {}, {}), {}, suite_text="", suite_path="", overrides=())
     run, _ = choose(meta, out=tmp_path / "run", new=False, retry=False)
-    book = Journal(run.path / NAME)
+    journal = Journal(run.path / NAME)
     found, _ = play(made, made.groups[0], noisy(0.0005))
     assert set(run.open_work()) == {task.key for task in made.tasks}
-    book.append(found[0])
-    book.close()
+    journal.append(found[0])
+    journal.close()
     assert {task.key for task in made.tasks} - set(run.open_work()) == set(found[0].facts[SETTLES])
     assert run.records()[0] == Record.from_json(found[0].to_json()), "facts and rule survive the journal"
 
 
-class AtWork(Script):
-    """A scripted executor as `run_suite` opens it; acb dies once in the round `dies_in`."""
+class DyingOnce(ScriptedExecutor):
+    """A scripted executor in which acb dies once in the round `dies_in`."""
 
     dies_in = None
 
-    def perform(self, task, *rest):
+    def perform(self, order, emit):
+        task = order.task
         self.deaths = {("acb", "latency"): int(task.round == self.dies_in and len(task.cells) > 1)}
-        return super().perform(task, *rest)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *problem): ...
+        return super().perform(order, emit)
 
 
 @pytest.fixture
@@ -290,11 +286,11 @@ def run_with(planned, monkeypatch, tmp_path):
 
 
 def test_to_measure_failed_cells_again_does_not_open_the_rounds_that_a_look_has_settled(run_with):
-    script = AtWork()
+    script = DyingOnce()
     script.dies_in = 3
     run = run_with(script)
     assert looks_in(run) == [(4, "go on"), (6, "precision")]
-    again = AtWork()
+    again = DyingOnce()
     run = run_with(again, retry=True)
     assert [round_ for round_, _, _ in again.performed] == [3]
     assert looks_in(run) == [(4, "go on"), (6, "precision")]
@@ -302,10 +298,10 @@ def test_to_measure_failed_cells_again_does_not_open_the_rounds_that_a_look_has_
 
 
 def test_a_run_that_was_killed_between_a_round_and_its_look_takes_the_look_when_it_goes_on(run_with):
-    run = run_with(AtWork())
+    run = run_with(DyingOnce())
     assert looks_in(run) == [(4, "precision")]
     journal = run.path / NAME
     journal.write_text("".join(line for line in journal.read_text().splitlines(True) if '"look"' not in line))
-    again = AtWork()
+    again = DyingOnce()
     assert looks_in(run_with(again)) == [(4, "precision")]
     assert again.performed == []

@@ -27,7 +27,7 @@ FATES = {
 
 def doomed(block, deed):
     """A change of a block's source that lets `deed` happen whenever it is used."""
-    path = f"blocks/{block}.py"
+    path = f"blocks/reparam/{block}.py"
     lines = (ROOT / "harness" / path).read_text()
     anchor = FORWARD if lines.count(FORWARD) == 1 else lines[lines.rindex(FORWARD) :].splitlines()[1] + "\n"
     return path, anchor, f"{FORWARD}        {deed}\n" if anchor == FORWARD else f"        {deed}\n{anchor}"

@@ -13,6 +13,7 @@ from harness.execution.local import LocalExecutor
 from harness.planning import plan
 from harness.records import Kind, Record, Task, TaskKind, Variant
 from harness.suite import load_suite
+from harness.worker.messages import Order
 
 ROOT = Path(__file__).parents[2]
 SUITE, BASELINE = ROOT / "suites" / "ci.yaml", ROOT / "results" / "baselines" / "ci.json"
@@ -63,7 +64,7 @@ def test_its_counts_are_equal_in_five_fresh_processes(planned):
         # another order each time: what a process did before must not matter
         turned = replace(task, cells=(*cells[number:], *cells[:number]))
         messages = []
-        assert executor.perform(turned, "key", "print", messages.append) is None
+        assert executor.perform(Order(turned, "key", "print"), messages.append) is None
         records = [Record.from_json(message["record"]) for message in messages if "record" in message]
         return {(r.cell, reading.metric, reading.form): reading.values for r in records for reading in r.readings}
 

@@ -25,6 +25,7 @@ from harness.store.run import META, open_run
 from harness.suite import load_suite
 from harness.training.schedules import warmup_and_cosine
 from harness.worker import worker
+from harness.worker.messages import Order
 
 QUICK = {"epochs": 1, "batch_size": 10, "image_size": 16, "train_images": 100}
 DECAY = {"weight_decay": 0.02, "custom_l2": True}
@@ -220,7 +221,7 @@ def run(tmp_path):
     for task in planned.tasks:
         assert isinstance(task, Task)
         assert task.kind is TaskKind.TRAINING
-        worker.perform(task, task.key, fingerprint.id, emit)
+        worker.perform(Order(task, task.key, fingerprint.id), emit)
     journal.close()
     return open_run(tmp_path)
 

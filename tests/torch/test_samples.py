@@ -16,7 +16,7 @@ from harness.devices.fake import FakeDevice
 from harness.measuring import samples as module
 from harness.measuring.metric import Step
 from harness.measuring.samples import SLOW, Samples
-from harness.measuring.turns import Seat
+from harness.measuring.turns import TimedStep
 
 QUIET = [0.100, 0.101, 0.099, 0.102, 0.098, 0.100, 0.101, 0.099]
 
@@ -37,8 +37,8 @@ def taken(work, repeats=1):
     """One real sample of `work`, with the seconds that the clock of this machine's cpu says."""
     device = devices.get("cpu")
     samples = Samples()
-    with samples.taking(device, 7, repeats) as sample:
-        sample.seconds = Clock(device).time(work, repeats)
+    with samples.recording(device, 7, repeats) as batch:
+        batch.seconds = Clock(device).time(work, repeats)
     return samples
 
 
@@ -64,8 +64,8 @@ def test_facts_are_per_step_and_of_this_batch_alone(monkeypatch):
     monkeypatch.setattr(module.resource, "getrusage", lambda who: next(readings))
     monkeypatch.setattr(module.os, "getloadavg", lambda: (1.234, 9.0, 9.0))
     samples = Samples()
-    with samples.taking(FakeDevice(sensors={"power": 70.0}), 5, 4) as sample:
-        sample.seconds, sample.waited = 1.0, 0.3
+    with samples.recording(FakeDevice(sensors={"power": 70.0}), 5, 4) as batch:
+        batch.seconds, batch.waited = 1.0, 0.3
     facts = samples.facts(FakeDevice())
     assert samples.seconds == [0.25]
     assert facts == {
@@ -82,8 +82,8 @@ def test_facts_are_per_step_and_of_this_batch_alone(monkeypatch):
 def test_all_lists_are_as_long_as_the_samples_and_are_plain_json():
     samples = Samples()
     for rank in (0, 3, 4):
-        with samples.taking(FakeDevice(sensors={"sm_clock": 1e9}), rank, 1) as sample:
-            sample.seconds = 0.1
+        with samples.recording(FakeDevice(sensors={"sm_clock": 1e9}), rank, 1) as batch:
+            batch.seconds = 0.1
     facts = samples.facts(FakeDevice())
     assert facts["order"] == [0, 3, 4]
     assert {len(facts[name]) for name in ("order", "cpu", "switches", "load")} == {3}
@@ -93,7 +93,7 @@ def test_all_lists_are_as_long_as_the_samples_and_are_plain_json():
 
 def test_a_batch_that_raises_leaves_no_half_a_sample():
     samples = Samples()
-    with pytest.raises(RuntimeError), samples.taking(FakeDevice(), 0, 1):
+    with pytest.raises(RuntimeError), samples.recording(FakeDevice(), 0, 1):
         raise RuntimeError("broke")
     assert samples == Samples()
 
@@ -143,12 +143,12 @@ def test_telemetry_that_a_card_gives_only_at_times_has_holes_and_no_shifts():
 
 def test_suspicious_samples_stay_in_the_reading_and_are_named_in_its_facts():
     device = FakeDevice(sensors={"throttle": ["hardware slowdown"]})
-    seat = Seat(Step("latency", "train", "s", lambda: None), Clock(device), nullcontext, 1.0)
+    timed = TimedStep(Step("latency", "train", "s", lambda: None), Clock(device), nullcontext, 1.0)
     for rank in range(4):
-        seat.visit(rank)
-    seat.samples.seconds[2] = 100.0
-    reading = seat.reading()
-    assert reading.values == tuple(seat.samples.seconds)
+        timed.visit(rank)
+    timed.samples.seconds[2] = 100.0
+    reading = timed.reading()
+    assert reading.values == tuple(timed.samples.seconds)
     assert reading.values[2] == 100.0
     assert set(reading.facts["suspicious"]) == {"0", "1", "2", "3"}
 
@@ -159,9 +159,9 @@ def test_an_accelerators_samples_say_for_what_share_of_a_batch_it_was_waited_for
     monkeypatch.setattr(clocks, "perf_counter", lambda: next(now))
     samples, clock = Samples(), Clock(device)
     for rank in range(3):
-        with samples.taking(device, rank, 1) as sample:
-            sample.seconds = clock.time(lambda: None)
-            sample.waited = clock.waited
+        with samples.recording(device, rank, 1) as batch:
+            batch.seconds = clock.time(lambda: None)
+            batch.waited = clock.waited
     facts = samples.facts(device)
     assert facts["waited"] == [0.95, 0.01, 0.005]
     assert facts["launch_bound"] is True, "in the median the device was done as soon as it was told what to do"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from harness.measuring.metric import Step
 from harness.metrics import METRICS
 from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
 from harness.worker import worker
+from harness.worker.messages import Order
 
 CELL = Cell.from_json(
     {
@@ -36,7 +36,7 @@ GROUP = tuple(replace(CELL, block=Variant(name)) for name in ("conv", "repvgg", 
 def perform(cells, kind, *metrics):
     messages = []
     task = Task(kind, cells, tuple(Variant(name) for name in metrics), 0, Budget(seconds=0.02))
-    worker.perform(task, "key", "print", messages.append)
+    worker.perform(Order(task, "key", "print"), messages.append)
     records = [Record.from_json(m["record"]) for m in messages if "record" in m]
     return {(r.cell, r.metric): r for r in records}, [tuple(m["begin"]) for m in messages if "begin" in m]
 
@@ -87,21 +87,17 @@ def test_a_visit_reads_all_forms_of_all_variants():
     assert {pair[0] for pair in begun} == {cell.id for cell in GROUP}
 
 
-def test_a_visit_takes_the_turns_it_is_given_and_slows_only_the_variant_it_is_told_to():
-    taken, messages = [], []
-
-    @contextmanager
-    def turn():
-        taken.append("begun")
-        yield
-        taken.append("done")
-
+def test_a_visit_in_lockstep_asks_for_every_turn_and_slows_only_the_variant_it_is_told_to():
+    messages = []
     task = Task(TaskKind.VISIT, GROUP[:2], (Variant("train_step"),), 0, Budget(seconds=0.02))
-    worker.perform(task, "key", "print", messages.append, turn=turn, slowed={GROUP[1].id: 0.5})
+    worker.perform(Order(task, "key", "print", lockstep=True, slowed={GROUP[1].id: 0.5}), messages.append)
+    taken = [word for message in messages for word in message if word in ("turn", "turn_done")]
     plain, slow = (Record.from_json(m["record"]).readings[0] for m in messages if "record" in m)
     assert "slowed" not in plain.facts
     assert slow.facts["slowed"] == 0.5
-    assert taken == ["begun", "done"] * (2 + len(plain.values) + len(slow.values)), "a warm-up each, and every visit"
+    assert taken == ["turn", "turn_done"] * (2 + len(plain.values) + len(slow.values)), (
+        "a warm-up each, and every visit"
+    )
     assert sorted([*plain.facts["order"], *slow.facts["order"]]) == list(range(len(taken) // 2 - 2))
 
 

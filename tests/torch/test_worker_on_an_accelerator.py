@@ -10,6 +10,7 @@ from harness.devices.fake import FakeDevice
 from harness.measuring import subject
 from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
 from harness.worker import worker
+from harness.worker.messages import Order
 
 CELL = Cell.from_json(
     {
@@ -39,7 +40,7 @@ def device(monkeypatch):
 def perform(cells, kind, *metrics):
     messages = []
     task = Task(kind, cells, tuple(Variant(name) for name in metrics), 0, Budget(seconds=8.0))
-    worker.perform(task, "key", "print", messages.append)
+    worker.perform(Order(task, "key", "print"), messages.append)
     return [Record.from_json(m["record"]) for m in messages if "record" in m]
 
 

@@ -1,4 +1,4 @@
-"""`harness aa`: the same code against itself, many times, as `ab` would measure it, some of it slowed on purpose.
+"""The experiments of `harness aa`: the same code against itself as `ab` would measure it, in part slowed on purpose.
 
 An experiment is one `ab` of the suite's timed metrics: two sides of the same source, taking turns in lockstep, as
 many rounds as the suite's budget and precision ask for. On one side each cell is made slower by a share that was
@@ -21,15 +21,17 @@ from typing import Any
 from rich.console import Console
 
 from harness.errors import HarnessError
-from harness.execution.aa.burning import burning
-from harness.execution.ab.lockstep import HEAD, SIDES, Duel, PairedStopping
-from harness.execution.local import Death, LocalExecutor
+from harness.execution.aa.background_load import background_load
+from harness.execution.ab.lockstep import HEAD, SIDES, PairedExecutors, PairedStopping
+from harness.execution.executor import Death
+from harness.execution.local import LocalExecutor
 from harness.execution.stopping import GO_ON, Key
 from harness.machine.fingerprint import environment, fingerprint
 from harness.planning import Plan
 from harness.records import Json, Record, Task, TaskKind
 from harness.store.locks import device_lock
 from harness.store.pairs import ORDER
+from harness.worker.messages import Order
 
 NAME = "experiments.jsonl"
 META = "aa.json"
@@ -52,7 +54,7 @@ class Conditions:
         return "noisy" if self.burn else "quiet"
 
 
-class Laboratory:
+class ExperimentRunner:
     """Performs experiments one after the other; use as a context manager."""
 
     def __init__(self, plan: Plan, conditions: Conditions) -> None:
@@ -62,33 +64,33 @@ class Laboratory:
                 f"suite {plan.suite.name} has no timed metric, so there is nothing that could be a false alarm",
                 remedy="use a suite with latency or train_step, as suites/aa.yaml",
             )
-        elsewhere = {cell.device.name for task in self.tasks for cell in task.cells} - {"cpu"}
-        if elsewhere and any(conditions.slowdowns):
+        others = {cell.device.name for task in self.tasks for cell in task.cells} - {"cpu"}
+        if others and any(conditions.slowdowns):
             raise HarnessError(
-                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(sorted(elsewhere))}",
+                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(sorted(others))}",
                 remedy="use --slowdowns 0 for the false-alarm rate alone",
             )
         self.plan, self.conditions = plan, conditions
         self._stack = ExitStack()
 
-    def __enter__(self) -> Laboratory:
+    def __enter__(self) -> ExperimentRunner:
         for device in sorted({cell.device.name for task in self.tasks for cell in task.cells}):
             self._stack.enter_context(device_lock(device, "harness aa"))
-        self.duel = Duel([self._stack.enter_context(LocalExecutor()) for _ in SIDES])
+        self.pair = PairedExecutors([self._stack.enter_context(LocalExecutor()) for _ in SIDES])
         return self
 
     def __exit__(self, *problem: Any) -> None:
         self._stack.__exit__(*problem)
 
-    def experiment(self, number: int) -> Json:
-        """One experiment as a line of the book: what was drawn, every sample of both sides, how it ended."""
-        slowed = self._drawn(number)
-        self.duel.sides[HEAD].slowed = {cell: share for cell, share in slowed.items() if share}
+    def run(self, number: int) -> Json:
+        """One experiment as a line of the log: what was drawn, every sample of both sides, how it ended."""
+        slowed = self._draw(number)
+        self.pair.sides[HEAD].slowed = {cell: share for cell, share in slowed.items() if share}
         stopping = PairedStopping(self.plan.groups, self.tasks)
         samples: tuple[Rounds, Rounds] = (defaultdict(dict), defaultdict(dict))
         ended: dict[str, Json] = {}
         began = time.monotonic()
-        with burning(self.conditions.burn, seed=hash((self.conditions.seed, number))) as burn:
+        with background_load(self.conditions.burn, seed=hash((self.conditions.seed, number))) as load:
             for task in self.tasks:
                 if not stopping.settled(task):
                     self._round(task, stopping, samples)
@@ -102,12 +104,13 @@ class Laboratory:
             "condition": self.conditions.name,
             "slowed": slowed,
             "ended": ended,
-            "burned": burn.taken,
+            "burned": load.used,
             "seconds": round(time.monotonic() - began, 3),
             "samples": [_plain(side) for side in samples],
         }
 
-    def _drawn(self, number: int) -> dict[str, float]:
+    def _draw(self, number: int) -> dict[str, float]:
+        """Cell id -> its slowdown in this experiment."""
         draw = random.Random(f"{self.conditions.seed}/{number}")
         cells = {cell.id: cell for task in self.tasks for cell in task.cells}
         return {cell: draw.choice(self.conditions.slowdowns) for cell in cells}
@@ -121,9 +124,9 @@ class Laboratory:
                 if "record" in message:
                     found[side].append(Record.from_json(message["record"]))
 
-            return self.duel.sides[side].perform(task, task.key, "", emit)
+            return self.pair.sides[side].perform(Order(task, task.key, ""), emit)
 
-        deaths = [death for death in self.duel.both(work) if death is not None]
+        deaths = [death for death in self.pair.run_both(work) if death is not None]
         if deaths:
             raise HarnessError(
                 f"a worker died in an experiment: {deaths[0].status}: {deaths[0].reason}\n{deaths[0].output}".rstrip(),
@@ -150,21 +153,21 @@ def experiments(plan: Plan, conditions: Conditions, wanted: int, out: Path, meta
 
     A folder of the same suite and code is gone on with, condition by condition; HarnessError for one of another.
     """
-    book = _opened(out, meta, conditions)
+    log = _open_log(out, meta, conditions)
     done = [found for found in read(out) if found["condition"] == conditions.name]
     yield from done
     if len(done) >= wanted:
         return
-    with Laboratory(plan, conditions) as laboratory, book.open("a", encoding="utf-8") as file:
+    with ExperimentRunner(plan, conditions) as runner, log.open("a", encoding="utf-8") as file:
         for number in range(len(done), wanted):
-            found = laboratory.experiment(number)
+            found = runner.run(number)
             file.write(json.dumps(found, separators=(",", ":")) + "\n")
             file.flush()
             os.fsync(file.fileno())
             yield found
 
 
-def perform(
+def run_experiments(
     plan: Plan,
     conditions: Conditions,
     wanted: int,
@@ -173,7 +176,7 @@ def perform(
     overrides: Sequence[str],
     console: Console,
 ) -> None:
-    """`experiments`, told as they are done; what they were made with is written beside them."""
+    """`experiments`, printed as they are done; what they were made with is written beside them."""
     with LocalExecutor() as executor:
         probe = executor.probe(sorted({cell.device.name for cell in plan.cells}))
     same = {"plan": plan.id, "fingerprint": fingerprint(probe).to_json()}
@@ -183,12 +186,12 @@ def perform(
         "environment": environment(probe),
     }  # fmt: skip
     for found in experiments(plan, conditions, wanted, out, meta):
-        told = f"[{found['experiment'] + 1}/{wanted}] {found['condition']}: {found['seconds']:.0f} s"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        line = f"[{found['experiment'] + 1}/{wanted}] {found['condition']}: {found['seconds']:.0f} s"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _opened(out: Path, meta: Json, conditions: Conditions) -> Path:
-    """The book to append to; `meta` and the conditions of this call are written beside it."""
+def _open_log(out: Path, meta: Json, conditions: Conditions) -> Path:
+    """The log to append to; `meta` and the conditions of this call are written beside it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         known = out / META
@@ -209,18 +212,18 @@ def _opened(out: Path, meta: Json, conditions: Conditions) -> Path:
         known.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError, KeyError) as problem:
         raise HarnessError(f"{str(out)!r} cannot be used: {problem}", remedy="name another folder with --out") from None
-    book = out / NAME
-    if book.exists() and not book.read_bytes().endswith(b"\n"):
-        book.write_bytes(book.read_bytes() + b"\n")  # a killed call left half a line: the next must not join it
-    return book
+    log = out / NAME
+    if log.exists() and not log.read_bytes().endswith(b"\n"):
+        log.write_bytes(log.read_bytes() + b"\n")  # a killed call left half a line: the next must not join it
+    return log
 
 
 def read(out: Path) -> Sequence[Json]:
     """The finished experiments of a folder; a line that a kill has torn is left out."""
     found = []
-    book = out / NAME
-    if book.exists():
-        for line in book.read_text(encoding="utf-8").splitlines():
+    log = out / NAME
+    if log.exists():
+        for line in log.read_text(encoding="utf-8").splitlines():
             try:
                 found.append(json.loads(line))
             except ValueError:

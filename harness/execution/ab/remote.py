@@ -1,4 +1,4 @@
-"""An executor whose work is done by another source tree, in a station process (station.py) with that tree's harness.
+"""An executor whose work is done by another source tree, in a server process (server.py) with that tree's harness.
 
 Two of them, one for each revision, are what ``harness ab`` lets take turns.
 """
@@ -13,139 +13,119 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from harness.errors import HarnessError
-from harness.execution.local import Death, Emit
-from harness.records import RECORD_VERSION, Json, Status, Task
+from harness.execution.executor import Death, Executor
+from harness.records import RECORD_VERSION, Json, Status
+from harness.worker.messages import Emit, Order, asks
 
 PROTOCOL = 1
-"""Goes up when a station and a driver of different revisions would misunderstand each other."""
+"""Goes up when a server and a driver of different revisions would misunderstand each other."""
+
+SERVERS = ("harness.execution.ab.server", "harness.execution.station")
+"""The module that a source tree has its server in, the newest place first. `ab` is there for old revisions: those from
+before execution was divided into folders have it in the second place, and speak the same protocol."""
 
 START_TIMEOUT = 120.0
-"""Seconds until a station must have said hello. It takes one; a cold disk on a busy machine takes many."""
+"""Seconds until a server must have sent its hello. It takes one; a cold disk on a busy machine takes many."""
 
-LINGER = 15.0
-"""Seconds that a station may take to end its worker and itself before it is killed."""
+EXIT_TIMEOUT = 15.0
+"""Seconds that a server may take to end its worker and itself before it is killed."""
 
 TAIL = 4000
-"""Characters of a dead station's standard error that are kept."""
-
-
-def asks(message: Json) -> bool:
-    """Whether a worker that sent `message` waits for a reply."""
-    return "turn" in message
+"""Characters of a dead server's standard error that are kept."""
 
 
 class Stopped(Exception):
     """`stop` was called from another thread while a task was performed: no result, and no failure of the task's."""
 
 
-class RemoteExecutor:
+class RemoteExecutor(Executor):
     """As LocalExecutor, with the harness that lies in `root`, run by `python`. Use as a context manager.
 
-    `hello` is what the station said of itself: the digest of its source and the versions of its packages.
+    `hello` is what the server has sent of itself: the digest of its source and the versions of its packages.
     """
 
     def __init__(self, root: Path, python: str = sys.executable) -> None:
         self.root = root.resolve()
         self.python = python
         self.hello: dict[str, Json] = {}
-        self._station: _Station | None = None
+        self._server: _ServerProcess | None = None
 
-    def __enter__(self) -> RemoteExecutor:
+    def __enter__(self) -> Self:
         self._started()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def stop(self) -> None:
-        """End the station and what it performs; the next call starts a new one.
+        """End the server and what it performs; the next call starts a new one.
 
         Called from another thread it makes the call under way raise Stopped.
         """
-        station, self._station = self._station, None
-        if station is not None:
-            station.end()
+        server, self._server = self._server, None
+        if server is not None:
+            server.end()
 
     def probe(self, names: list[str]) -> Json:
-        """Facts about devices and threads, found out where torch is."""
-        station = self._started()
+        server = self._started()
         with self._stopped_on_problems():
-            station.send({"probe": names})
-            answer = station.receive()
+            server.send({"probe": names})
+            answer = server.receive()
             if answer is None:
-                self._check_wanted(station)
-                raise _no_station(self.root, self.python, station)
+                self._check_wanted(server)
+                raise _no_server(self.root, self.python, server)
             _refuse(answer)
         return answer["probe"]
 
-    def perform(
-        self,
-        task: Task,
-        key: str,
-        fingerprint: str,
-        emit: Emit,
-        *,
-        lockstep: bool = False,
-        slowed: Mapping[str, float] | None = None,
-    ) -> Death | None:
-        """Hand every message of the worker to `emit` and its replies back; None when the task was finished."""
-        station = self._started()
-        order = {"task": task.to_json(), "key": key, "fingerprint": fingerprint}
-        order |= {"lockstep": lockstep, "slowed": dict(slowed or {})}
+    def perform(self, order: Order, emit: Emit) -> Death | None:
+        server = self._started()
         with self._stopped_on_problems():
-            station.send({"perform": order})
-            while (answer := station.receive()) is not None:
+            server.send({"perform": order.to_json()})
+            while (answer := server.receive()) is not None:
                 _refuse(answer)
                 if "end" in answer:
                     return _death(answer["end"])
                 reply = emit(answer["message"])
                 if asks(answer["message"]):
-                    station.send({"reply": reply})
-            self._check_wanted(station)
-        station.end()
-        return station.death()
+                    server.send({"reply": reply})
+            self._check_wanted(server)
+        server.end()
+        return server.death()
 
-    def _check_wanted(self, station: _Station) -> None:
-        """Raise Stopped, once it has ended, when `station` ended because of `stop`."""
-        if self._station is not station:
-            station.end()
+    def _check_wanted(self, server: _ServerProcess) -> None:
+        """Raise Stopped, once it has ended, when `server` ended because of `stop`."""
+        if self._server is not server:
+            server.end()
             raise Stopped
 
     @contextlib.contextmanager
     def _stopped_on_problems(self) -> Iterator[None]:
-        """A station left in the middle of an answer would go on with it when it is asked the next thing."""
+        """A server left in the middle of an answer would go on with it when it is asked the next thing."""
         try:
             yield
         except BaseException:
             self.stop()
             raise
 
-    def _started(self) -> _Station:
-        """The station, a new one when the last one has ended."""
-        if self._station is not None and self._station.process.poll() is None:
-            return self._station
+    def _started(self) -> _ServerProcess:
+        """The server, a new one when the last one has ended."""
+        if self._server is not None and self._server.process.poll() is None:
+            return self._server
         self.stop()
-        if not (self.root / "harness" / "execution" / "station.py").is_file():
-            raise HarnessError(
-                f"the harness in {self.root} has no module harness.execution.ab.server",
-                remedy="that revision is too old to be measured by ab; choose a later one",
-            )
-        station = self._station = _Station(self.root, self.python)
+        server = self._server = _ServerProcess(self.root, self.python, _server_module(self.root))
         with self._stopped_on_problems():
-            hello = station.greeting()
+            hello = server.greeting()
             if hello is None:
-                self._check_wanted(station)
-                raise _no_station(self.root, self.python, station)
+                self._check_wanted(server)
+                raise _no_server(self.root, self.python, server)
             self._check(hello)
         self.hello = hello
-        return station
+        return server
 
     def _check(self, hello: Json) -> None:
-        """HarnessError unless the station is what was asked for, speaks our language and is the one we had before."""
+        """HarnessError unless the server is what was asked for, speaks our protocol and is the one we had before."""
         spoken = (hello.get("protocol"), hello.get("records"))
         if spoken != (PROTOCOL, RECORD_VERSION):
             raise HarnessError(
@@ -166,17 +146,29 @@ class RemoteExecutor:
             )
 
 
-class _Station:
-    """The process, its two pipes and what it wrote to standard error."""
+def _server_module(root: Path) -> str:
+    """The name of the server's module in a source tree. HarnessError when the tree has none."""
+    for module in SERVERS:
+        if (root / module.replace(".", "/")).with_suffix(".py").is_file():
+            return module
+    raise HarnessError(
+        f"the harness in {root} has no module {SERVERS[0]}",
+        remedy="that revision is too old to be measured by ab; choose a later one",
+    )
 
-    def __init__(self, root: Path, python: str) -> None:
+
+class _ServerProcess:
+    """A server's process, its two pipes and what it wrote to standard error."""
+
+    def __init__(self, root: Path, python: str, module: str) -> None:
         self.tail = ""
+        self.module = module
         self._root = root
         self._ending = threading.Lock()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the station
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the server
         try:
             self.process = subprocess.Popen(
-                [python, "-m", "harness.execution.ab.server"],
+                [python, "-m", module],
                 cwd=root,
                 env=_environment(root),
                 stdin=subprocess.PIPE,
@@ -196,20 +188,20 @@ class _Station:
         patience.start()
         try:
             while line := self._answers.readline():
-                if line.startswith(b'{"hello"'):  # an import may print before the station owns its output
+                if line.startswith(b'{"hello"'):  # an import may print before the server owns its output
                     return json.loads(line)["hello"]
         finally:
             patience.cancel()
         return None
 
     def send(self, message: Json) -> None:
-        """Write one line; nothing happens when the station has ended, which is found out when it is read from."""
+        """Write one line; nothing happens when the server has ended, which is found out when it is read from."""
         with contextlib.suppress(OSError, ValueError):
             self._orders.write(json.dumps(message).encode() + b"\n")
             self._orders.flush()
 
     def receive(self) -> Json | None:
-        """The next line; None when the station has ended."""
+        """The next line; None when the server has ended."""
         try:
             line = self._answers.readline()
         except ValueError:  # closed by `end` in another thread
@@ -224,25 +216,25 @@ class _Station:
             with contextlib.suppress(OSError):
                 self._orders.close()
             try:
-                self.process.wait(LINGER)
+                self.process.wait(EXIT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
             size = os.fstat(self._errors.fileno()).st_size
-            # pread: the station's workers may still be writing through the same offset
+            # pread: the server's workers may still be writing through the same offset
             self.tail = os.pread(self._errors.fileno(), TAIL, max(0, size - TAIL)).decode(errors="replace").strip()
             self._answers.close()
             self._errors.close()
 
-    def how(self) -> str:
-        """How it ended, in words that follow "its station"."""
+    def end_text(self) -> str:
+        """How it ended, in words that follow "its server"."""
         code = self.process.returncode
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def death(self) -> Death:
         """How it ended, when that was in the middle of a task."""
         status = Status.KILLED if self.process.returncode < 0 else Status.ERROR
-        return Death(status, f"the station of {self._root} {self.how()}", self.tail)
+        return Death(status, f"the server of {self._root} {self.end_text()}", self.tail)
 
 
 def _death(end: Json) -> Death | None:
@@ -254,11 +246,11 @@ def _refuse(answer: Json) -> None:
         raise HarnessError(answer["error"]["problem"], remedy=answer["error"]["remedy"])
 
 
-def _no_station(root: Path, python: str, station: _Station) -> HarnessError:
-    station.end()
+def _no_server(root: Path, python: str, server: _ServerProcess) -> HarnessError:
+    server.end()
     return HarnessError(
-        f"the harness in {root} cannot be measured: its station {station.how()}\n{station.tail}".rstrip(),
-        remedy=f"see what 'PYTHONPATH={root} {python} -m harness.execution.ab.server' says; it needs its dependencies",
+        f"the harness in {root} cannot be measured: its server {server.end_text()}\n{server.tail}".rstrip(),
+        remedy=f"see what 'PYTHONPATH={root} {python} -m {server.module}' says; it needs its dependencies",
     )
 
 

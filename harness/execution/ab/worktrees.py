@@ -26,7 +26,7 @@ WORKTREE = (".", "WORKTREE")
 PREFIX = "harness-ab-"
 """What our directories are called, so that those of a killed run are known again."""
 
-UNHEEDED = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 """Set inside a git hook, where they would stand above the directory that we name."""
 
 
@@ -56,7 +56,7 @@ def checked_out(refs: Sequence[str], repository: Path) -> Iterator[list[Revision
     _clear_leftovers(top)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX))).resolve()
-        stack.enter_context(_held(folder))
+        stack.enter_context(_locked(folder))
         ready = []
         for number, revision in enumerate(wanted):
             if revision.ref not in WORKTREE:
@@ -113,7 +113,7 @@ def _check_content(revision: Revision) -> None:
         )
 
 
-def _held(folder: Path) -> contextlib.AbstractContextManager[None]:
+def _locked(folder: Path) -> contextlib.AbstractContextManager[None]:
     """The mark of a run that is alive: a dead one cannot keep it."""
     busy = f"{folder} is in use"
     return exclusive(folder / "lock", "comparing revisions", busy=busy, remedy="wait for the run that uses it")
@@ -125,7 +125,7 @@ def _clear_leftovers(top: Path) -> None:
     places = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
     for folder in {place.parent for place in places if place.parent.name.startswith(PREFIX)}:
         with contextlib.suppress(HarnessError, OSError):  # alive, or another user's
-            with _held(folder):
+            with _locked(folder):
                 for place in places:
                     if place.parent == folder:
                         _remove(top, place)
@@ -150,7 +150,7 @@ def _git(top: Path, *words: str) -> str:
 
 def _run_git(top: Path, *words: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
     """Run git without hooks and in English. `alone`: out of reach of the terminal's Ctrl-C."""
-    environment = {name: value for name, value in os.environ.items() if name not in UNHEEDED}
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
     try:
         return subprocess.run(
             ["git", "-C", str(top), "-c", f"core.hooksPath={os.devnull}", *words],

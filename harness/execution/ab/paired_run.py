@@ -1,7 +1,7 @@
-"""`harness ab`: two revisions of the harness measure one suite side by side, each into a run of its own.
+"""The paired run of `harness ab`: two revisions of the harness measure one suite side by side, each into its own run.
 
 Both runs are ordinary runs, of the same plan, with the fingerprint of their own source; rounds of groups take turns
-visit by visit (duel.py), everything else is done by both at once. Looks are at head / base.
+visit by visit (lockstep.py), everything else is done by both at once. Looks are at head / base.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
 from rich.console import Console
 
-from harness.execution.ab.lockstep import BASE, HEAD, Duel, PairedStopping
+from harness.execution.ab.lockstep import BASE, HEAD, PairedExecutors, PairedStopping
 from harness.execution.ab.remote import RemoteExecutor
 from harness.execution.ab.worktrees import Revision, checked_out, dependencies_agree, environment_for
 from harness.execution.progress import ProgressDisplay
@@ -24,8 +25,9 @@ from harness.execution.session import Session, absent_devices
 from harness.machine.fingerprint import environment, fingerprint
 from harness.planning import Group, Plan
 from harness.records import Fingerprint, Json, Record, Task
-from harness.store import journal
 from harness.store.directory import choose, describe
+from harness.store.journal import NAME as JOURNAL
+from harness.store.journal import Journal
 from harness.store.locks import device_lock, exclusive
 from harness.store.run import Run
 
@@ -33,7 +35,7 @@ NAMES = ("base", "head")
 
 
 @dataclass(frozen=True)
-class Measured:
+class PairedOutcome:
     """Both revisions' runs, what was measured, and whether it was stopped before the end."""
 
     runs: tuple[Run, Run]
@@ -42,8 +44,8 @@ class Measured:
     notes: tuple[str, ...]
 
 
-class OneSide:
-    """What a side's session asks of the looks that both sides share."""
+class SharedStopping:
+    """The stopping rule that both sides share, as one side's session sees it."""
 
     def __init__(self, paired: PairedStopping, side: int) -> None:
         self._paired, self._side = paired, side
@@ -61,18 +63,18 @@ class OneSide:
         return self._paired.group_of_cell(cell)
 
 
-class _Quiet:
-    """A watcher for one of two sides: only what failed is told, one side at a time."""
+class _RecordWatcher:
+    """The watcher of both sides' sessions: shows records alone, one at a time."""
 
-    def __init__(self, told: Callable[[Record], None], lock: threading.Lock) -> None:
-        self._told, self._lock = told, lock
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display, self._lock = display, threading.Lock()
 
     def started(self, task: Task, number: int) -> None:
         return
 
     def recorded(self, record: Record) -> None:
         with self._lock:
-            self._told(record)
+            self._display.recorded(record)
 
     def finished(self, task: Task, number: int) -> None:
         return
@@ -88,7 +90,7 @@ def measure_revisions(
     out: Path,
     stoppable: Callable[[Callable[[], None]], bool],
     console: Console | None = None,
-) -> Measured:
+) -> PairedOutcome:
     """Measure `plan` with both revisions; goes on where an earlier call with the same `out` stopped.
 
     `stoppable` runs the work and says whether it was stopped. HarnessError for what the user can put right.
@@ -117,10 +119,10 @@ def measure_revisions(
             )
             runs.append(choose(meta, out=out / NAMES[side], new=False, retry=False)[0])
         stack.enter_context(_locks(runs, [name for name in names if name not in absent]))
-        work = _Work(plan, Duel(executors), runs, absent, console, stack)
-        interrupted = stoppable(work.all)
+        work = _PairedSessions(plan, PairedExecutors(executors), runs, absent, console, stack)
+        interrupted = stoppable(work.run)
     pair = (revisions[BASE], revisions[HEAD])
-    return Measured((runs[BASE], runs[HEAD]), pair, interrupted, tuple(notes))
+    return PairedOutcome((runs[BASE], runs[HEAD]), pair, interrupted, tuple(notes))
 
 
 def _python(revision: Revision, differ: bool, console: Console) -> str:
@@ -145,43 +147,49 @@ def _locks(runs: Sequence[Run], devices: Sequence[str]) -> Iterator[None]:
         yield
 
 
-class _Work:
+class _PairedSessions:
     """The loop over the plan's tasks, both sides at each of them together."""
 
     def __init__(
-        self, plan: Plan, duel: Duel, runs: Sequence[Run], absent: dict[str, str], console: Console, stack: ExitStack
+        self,
+        plan: Plan,
+        pair: PairedExecutors,
+        runs: Sequence[Run],
+        absent: dict[str, str],
+        console: Console,
+        stack: ExitStack,
     ) -> None:
-        self.duel = duel
-        self.paired = PairedStopping(plan.groups, plan.tasks)
+        self.pair = pair
+        self.stopping = PairedStopping(plan.groups, plan.tasks)
         self.open = [run.open_work() for run in runs]
         self.tasks = [task for task in plan.tasks if any(task.key in work for work in self.open)]
         self.display = stack.enter_context(ProgressDisplay(self.tasks, console))
-        lock = threading.Lock()
+        watcher = _RecordWatcher(self.display)
         self.sessions = []
         for side, run in enumerate(runs):
-            book = journal.Journal(run.path / journal.NAME)
-            stack.callback(book.close)
-            quiet = _Quiet(self.display.recorded, lock)
-            session = Session(duel.sides[side], book, run.fingerprint.id, quiet, OneSide(self.paired, side), absent)
+            journal = Journal(run.path / JOURNAL)
+            stack.callback(journal.close)
+            stopping = SharedStopping(self.stopping, side)
+            session = Session(pair.sides[side], journal, run.fingerprint.id, watcher, stopping, absent)
             session.remember(run.records())
             self.sessions.append(session)
 
-    def all(self) -> None:
-        for task in self.paired.overdue(self.open[HEAD]):
+    def run(self) -> None:
+        for task in self.stopping.pending_looks(self.open[HEAD]):
             self._look(task)
         for number, task in enumerate(self.tasks):
-            if self.paired.settled(task):
+            if self.stopping.settled(task):
                 continue
             self.display.started(task, number)
-            self.duel.both(lambda side, task=task: self._one(side, task))  # type: ignore[misc]
+            self.pair.run_both(partial(self._step, task))
             self._look(task)
             self.display.finished(task, number)
 
     def _look(self, task: Task) -> None:
-        look = self.paired.look(task, "")
+        look = self.stopping.look(task, "")
         if look is not None:
             for session in self.sessions:
                 session.append_look(look)
 
-    def _one(self, side: int, task: Task) -> None:
+    def _step(self, task: Task, side: int) -> None:
         self.sessions[side].step(task, self.open[side].get(task.key, set()), 0)

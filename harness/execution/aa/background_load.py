@@ -1,4 +1,4 @@
-"""A neighbour made on purpose: a process that takes one core for a share of the time, in bursts."""
+"""Background load made on purpose: a process that takes one core for a share of the time, in bursts."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ BURST = (0.1, 2.0)
 
 
 @dataclass
-class Burn:
-    """What a neighbour took: its own processor time over wall time, once it has been ended."""
+class Load:
+    """Shares of one core: what was asked for, and what was used, once the load has ended (None where unknown)."""
 
     wanted: float
-    taken: float | None = None
+    used: float | None = None
 
 
 @contextmanager
-def burning(share: float, seed: int = 0) -> Iterator[Burn]:
+def background_load(share: float, seed: int = 0) -> Iterator[Load]:
     """Keep a core busy for `share` of the time while the `with` lasts; with 0 nothing is started."""
-    burn = Burn(share)
+    load = Load(share)
     if not share:
-        yield burn
+        yield load
         return
     command = [sys.executable, "-S", "-E", __file__, str(share), str(seed), str(os.getpid())]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     began = time.monotonic()
     try:
-        yield burn
+        yield load
     finally:
-        import psutil  # not at the top: the neighbour itself runs this file without any package
+        import psutil  # not at the top: the load itself runs this file without any package
 
         try:
-            used = psutil.Process(process.pid).cpu_times()
-            burn.taken = (used.user + used.system) / (time.monotonic() - began)
+            times = psutil.Process(process.pid).cpu_times()
+            load.used = (times.user + times.system) / (time.monotonic() - began)
         except psutil.Error:
-            burn.taken = None  # it was killed from outside
+            load.used = None  # it was killed from outside
         process.kill()
         process.wait()
 
 
-def burn(share: float, seed: int, parent: int) -> None:
+def generate(share: float, seed: int, parent: int) -> None:
     """Bursts of work and of rest until the parent has gone."""
     draw = random.Random(seed)
     while os.getppid() == parent:
@@ -59,4 +59,4 @@ def burn(share: float, seed: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    burn(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    generate(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""Two sides take turns: the turnstile with threads, lockstep with a scripted executor, looks at head / base."""
+"""Two sides take turns: the alternator with threads, executors that are scripted, looks at head / base."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.execution.ab.lockstep import BASE, HEAD, Duel, Lockstep, PairedStopping, Turnstile
-from harness.execution.local import Death
+from harness.execution.ab.lockstep import BASE, HEAD, AlternatingExecutor, Alternator, PairedExecutors, PairedStopping
+from harness.execution.executor import Death
 from harness.planning import plan
 from harness.records import Budget, Reading, Record, Status, Task, TaskKind
+from harness.worker.messages import Order
 
 PATIENCE = 20.0
 """Seconds after which a thread that should have come through is called stuck; none of them ever needs one."""
@@ -25,45 +26,45 @@ def together(*works):
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert not any(thread.is_alive() for thread in threads), "someone waits for ever"
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
 
 
-def visitor(turnstile, side, times, log):
+def visitor(alternator, side, times, log):
     def visit():
-        turnstile.enter(side)
+        alternator.join(side)
         for _ in range(times):
-            turnstile.take(side)
+            alternator.acquire(side)
             log.append(side)
-            turnstile.give(side)
-        turnstile.leave(side)
+            alternator.release(side)
+        alternator.leave(side)
 
     return visit
 
 
 @pytest.fixture
-def turnstile():
-    found = Turnstile()
-    found.open()
+def alternator():
+    found = Alternator()
+    found.reset()
     return found
 
 
-def test_turns_are_a_b_b_a_over_and_over(turnstile):
+def test_turns_are_a_b_b_a_over_and_over(alternator):
     log = []
-    together(visitor(turnstile, HEAD, 20, log), visitor(turnstile, BASE, 20, log))
+    together(visitor(alternator, HEAD, 20, log), visitor(alternator, BASE, 20, log))
     assert log == [BASE, HEAD, HEAD, BASE] * 10
 
 
-def test_nobody_is_let_in_while_the_other_is_inside(turnstile):
+def test_one_side_does_not_get_the_lock_while_the_other_holds_it(alternator):
     inside, most = [], []
 
     def visit(side):
         for _ in range(200):
-            turnstile.take(side)
+            alternator.acquire(side)
             inside.append(side)
             most.append(len(inside))
             inside.remove(side)
-            turnstile.give(side)
-        turnstile.leave(side)
+            alternator.release(side)
+        alternator.leave(side)
 
     together(lambda: visit(BASE), lambda: visit(HEAD))
     assert len(most) == 400
@@ -71,65 +72,65 @@ def test_nobody_is_let_in_while_the_other_is_inside(turnstile):
 
 
 @pytest.mark.parametrize("first", [BASE, HEAD])
-def test_a_side_that_leaves_early_does_not_block_the_other(turnstile, first):
+def test_a_side_that_leaves_early_does_not_block_the_other(alternator, first):
     log = []
-    together(visitor(turnstile, first, 3, log), visitor(turnstile, 1 - first, 11, log))
+    together(visitor(alternator, first, 3, log), visitor(alternator, 1 - first, 11, log))
     assert (log.count(first), log.count(1 - first)) == (3, 11)
     assert log[:4] == [BASE, HEAD, HEAD, BASE]
 
 
 @pytest.mark.parametrize("present", [BASE, HEAD])
-def test_a_side_that_never_comes_does_not_block_the_other(turnstile, present):
+def test_a_side_that_never_comes_does_not_block_the_other(alternator, present):
     log = []
-    together(visitor(turnstile, present, 5, log), lambda: turnstile.leave(1 - present))
+    together(visitor(alternator, present, 5, log), lambda: alternator.leave(1 - present))
     assert log == [present] * 5
 
 
-def test_a_side_that_dies_inside_gives_its_turn_back(turnstile):
+def test_a_side_that_dies_in_its_turn_releases_it(alternator):
     log = []
 
     def dies():
-        turnstile.take(BASE)
-        turnstile.leave(BASE)
+        alternator.acquire(BASE)
+        alternator.leave(BASE)
 
-    together(dies, visitor(turnstile, HEAD, 3, log))
+    together(dies, visitor(alternator, HEAD, 3, log))
     assert log == [HEAD] * 3
 
 
-def test_a_side_that_was_away_and_is_back_is_waited_for_again(turnstile):
+def test_a_side_that_was_away_and_is_back_is_waited_for_again(alternator):
     log = []
-    visitor(turnstile, BASE, 1, log)()
-    turnstile.enter(BASE)
-    together(visitor(turnstile, HEAD, 3, log), visitor(turnstile, BASE, 3, log))
+    visitor(alternator, BASE, 1, log)()
+    alternator.join(BASE)
+    together(visitor(alternator, HEAD, 3, log), visitor(alternator, BASE, 3, log))
     assert log == [BASE, HEAD, HEAD, BASE, BASE, HEAD, BASE]
 
 
-def test_a_side_that_comes_back_while_the_other_is_inside_in_its_place_waits_until_it_is_out(turnstile):
-    turnstile.leave(BASE)
-    turnstile.take(HEAD)
-    turnstile.enter(BASE)
+def test_a_side_that_comes_back_during_a_turn_of_the_other_waits_until_that_is_over(alternator):
+    alternator.leave(BASE)
+    alternator.acquire(HEAD)
+    alternator.join(BASE)
     came = threading.Event()
-    threading.Thread(target=lambda: (turnstile.take(BASE), came.set()), daemon=True).start()
+    threading.Thread(target=lambda: (alternator.acquire(BASE), came.set()), daemon=True).start()
     assert not came.wait(0.2)
-    turnstile.leave(HEAD)
+    alternator.leave(HEAD)
     assert came.wait(PATIENCE)
 
 
-TASK = Task(TaskKind.VISIT, (), (), 0, Budget())
+ORDER = Order(Task(TaskKind.VISIT, (), (), 0, Budget()), "key", "print")
 
 
-class Talker:
-    """An executor whose worker says `messages`; `replies` is what it heard."""
+class Scripted:
+    """An executor whose worker sends `messages`; `replies` is what came back, `order` what was asked for last."""
 
     def __init__(self, messages=(), death=None):
         self.messages, self.death = messages, death
-        self.replies, self.how, self.stopped = [], None, threading.Event()
+        self.replies, self.order, self.stopped = [], None, threading.Event()
 
     def probe(self, names):
         return {"devices": names}
 
-    def perform(self, task, key, fingerprint, emit, **how):
-        self.how = how
+    def perform(self, order, emit):
+        self.order = order
         self.replies += [emit(message) for message in self.messages]
         return self.death
 
@@ -137,82 +138,85 @@ class Talker:
         self.stopped.set()
 
 
-def test_lockstep_answers_every_turn_and_hands_on_what_is_not_about_turns(turnstile):
-    talker = Talker([{"begin": ["c", "m"]}, {"turn": True}, {"turn_done": True}, {"record": {}}])
-    side, heard = Lockstep(talker, turnstile, BASE), []
+def test_an_alternating_executor_answers_every_turn_and_hands_on_what_is_not_about_turns(alternator):
+    scripted = Scripted([{"begin": ["c", "m"]}, {"turn": True}, {"turn_done": True}, {"record": {}}])
+    side, heard = AlternatingExecutor(scripted, alternator, BASE), []
     side.slowed = {"c": 0.05}
-    assert side.perform(TASK, "key", "print", heard.append) is None
-    assert talker.replies == [None, {"go": True}, None, None]
+    assert side.perform(ORDER, heard.append) is None
+    assert scripted.replies == [None, {"go": True}, None, None]
     assert heard == [{"begin": ["c", "m"]}, {"record": {}}]
-    assert talker.how == {"lockstep": True, "slowed": {"c": 0.05}}
+    assert scripted.order == replace(ORDER, lockstep=True, slowed={"c": 0.05})
     assert side.probe(["cpu"]) == {"devices": ["cpu"]}
 
 
-def test_clockless_work_needs_no_turns(turnstile):
-    talker, heard = Talker([{"record": {}}]), []
-    Lockstep(talker, turnstile, HEAD).perform(replace(TASK, kind=TaskKind.CELL), "key", "print", heard.append)
-    assert (talker.how, heard) == ({}, [{"record": {}}])
+def test_clockless_work_needs_no_turns(alternator):
+    scripted, heard = Scripted([{"record": {}}]), []
+    clockless = replace(ORDER, task=replace(ORDER.task, kind=TaskKind.CELL))
+    AlternatingExecutor(scripted, alternator, HEAD).perform(clockless, heard.append)
+    assert (scripted.order, heard) == (clockless, [{"record": {}}])
 
 
-def test_a_worker_that_dies_in_its_turn_leaves_the_other_side_the_way(turnstile):
+def test_a_worker_that_dies_in_its_turn_does_not_block_the_other_side(alternator):
     death = Death(Status.KILLED, "gone", "")
-    side, log = Lockstep(Talker([{"turn": True}], death), turnstile, BASE), []
-    together(lambda: log.append(side.perform(TASK, "k", "p", print)), visitor(turnstile, HEAD, 2, log))
+    side, log = AlternatingExecutor(Scripted([{"turn": True}], death), alternator, BASE), []
+    together(lambda: log.append(side.perform(ORDER, print)), visitor(alternator, HEAD, 2, log))
     assert sorted(map(str, log)) == sorted(map(str, [death, HEAD, HEAD]))
 
 
 def test_both_sides_visits_alternate_when_their_workers_ask_for_turns():
-    order = []
+    turns = []
 
-    class Visits(Talker):
-        def perform(self, task, key, fingerprint, emit, **how):
+    class Visits(Scripted):
+        def perform(self, order, emit):
             for _ in range(6):
                 assert emit({"turn": True}) == {"go": True}
-                order.append(self)
+                turns.append(self)
                 emit({"turn_done": True})
 
-    talkers = [Visits(), Visits()]
-    duel = Duel(talkers)
-    duel.both(lambda side: duel.sides[side].perform(TASK, "k", "p", print))
-    assert [talkers.index(one) for one in order] == [0, 1, 1, 0] * 3
+    scripted = [Visits(), Visits()]
+    pair = PairedExecutors(scripted)
+    pair.run_both(lambda side: pair.sides[side].perform(ORDER, print))
+    assert [scripted.index(one) for one in turns] == [0, 1, 1, 0] * 3
 
 
-class Endless(Talker):
+class Endless(Scripted):
     """Performs until it is stopped."""
 
-    def perform(self, task, key, fingerprint, emit, **how):
+    def perform(self, order, emit):
         assert self.stopped.wait(PATIENCE), "nobody stopped it"
         raise RuntimeError("stopped")
 
 
 def test_an_exception_on_one_side_stops_what_the_other_performs():
-    duel = Duel([Talker(), Endless()])
+    executors = [Scripted(), Endless()]
+    pair = PairedExecutors(executors)
 
     def work(side):
         if side == BASE:
             raise KeyboardInterrupt
-        duel.sides[side].perform(TASK, "k", "p", print)
+        pair.sides[side].perform(ORDER, print)
 
     with pytest.raises(KeyboardInterrupt):
-        duel.both(work)
-    assert all(executor.stopped.is_set() for executor in duel._executors)
+        pair.run_both(work)
+    assert all(executor.stopped.is_set() for executor in executors)
 
 
 def test_an_exception_on_the_second_side_stops_the_first_as_well():
-    duel = Duel([Endless(), Talker()])
+    executors = [Endless(), Scripted()]
+    pair = PairedExecutors(executors)
 
     def work(side):
         if side == HEAD:
             raise OSError("the disk is full")
-        duel.sides[side].perform(TASK, "k", "p", print)
+        pair.sides[side].perform(ORDER, print)
 
     with pytest.raises(OSError, match="disk is full"):
-        duel.both(work)
-    assert all(executor.stopped.is_set() for executor in duel._executors)
+        pair.run_both(work)
+    assert all(executor.stopped.is_set() for executor in executors)
 
 
 def test_both_returns_what_each_side_gave():
-    assert Duel([Talker(), Talker()]).both(lambda side: f"side {side}") == ["side 0", "side 1"]
+    assert PairedExecutors([Scripted(), Scripted()]).run_both(lambda side: f"side {side}") == ["side 0", "side 1"]
 
 
 # Looks at head / base
@@ -235,7 +239,7 @@ def test_ratios_are_of_the_same_cell_on_both_sides_pass_by_pass_the_reference_in
     for task in made.tasks[:4]:
         for cell in task.cells:
             ratio = ratios[task.round, int(cell.block.name == "acb")]
-            base = (1.0, 3.0, 1.0)  # a neighbour takes the second pass of both
+            base = (1.0, 3.0, 1.0)  # another process takes the second pass of both
             stopping.learn_from(BASE, record(task, cell, base))
             stopping.learn_from(HEAD, record(task, cell, tuple(ratio * value for value in base)))
     (group,) = made.groups
