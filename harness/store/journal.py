@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import HarnessError
-from harness.records import Record
+from harness.records import Json, Record
+from harness.store.lines import LineFile, read_lines
 
 NAME = "journal.jsonl"
 
@@ -17,46 +15,23 @@ class Journal:
     """Appends records; each is on the disk before `append` returns."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        self._end_torn_line()
-
-    def _end_torn_line(self) -> None:
-        """A killed run may have left half a line: close it, so that the next record does not join it."""
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")
+        self._lines = LineFile(path)
 
     def append(self, record: Record) -> None:
         """One write of a whole line, then fsync. HarnessError when the disk does not take it."""
-        line = (json.dumps(record.to_json()) + "\n").encode()
-        try:
-            written = os.write(self._file, line)
-            os.fsync(self._file)
-        except OSError as problem:
-            raise _disk(self.path, str(problem)) from problem
-        if written != len(line):
-            raise _disk(self.path, f"only {written} of {len(line)} bytes were written")
+        self._lines.append(record.to_json())
 
     def close(self) -> None:
-        os.close(self._file)
-
-
-def _disk(path: Path, problem: str) -> HarnessError:
-    return HarnessError(
-        f"{path} cannot be written: {problem}", remedy="make room on the disk and run the same command; it goes on"
-    )
+        self._lines.close()
 
 
 def read(path: Path) -> Iterator[Record | None]:
     """Every record in the journal, in order; None for a line that is no record (torn, or damaged)."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                yield Record.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                yield None
+    return (_record(value) for value in read_lines(path))
+
+
+def _record(value: Json | None) -> Record | None:
+    try:
+        return Record.from_json(value)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

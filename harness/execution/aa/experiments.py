@@ -8,12 +8,11 @@ drawn for it, often 0. Whatever the verdict then says of a cell is known to be r
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from harness.execution.stopping import GO_ON, Key
 from harness.machine.fingerprint import environment, fingerprint
 from harness.planning import Plan
 from harness.records import Json, Record, Task, TaskKind
+from harness.store.lines import LineFile, read_lines
 from harness.store.locks import device_lock
 from harness.store.pairs import ORDER
 from harness.worker.messages import Order
@@ -153,17 +153,15 @@ def experiments(plan: Plan, conditions: Conditions, wanted: int, out: Path, meta
 
     A folder of the same suite and code is gone on with, condition by condition; HarnessError for one of another.
     """
-    log = _open_log(out, meta, conditions)
+    _prepare(out, meta, conditions)
     done = [found for found in read(out) if found["condition"] == conditions.name]
     yield from done
     if len(done) >= wanted:
         return
-    with ExperimentRunner(plan, conditions) as runner, log.open("a", encoding="utf-8") as file:
+    with ExperimentRunner(plan, conditions) as runner, closing(LineFile(out / NAME, separators=(",", ":"))) as log:
         for number in range(len(done), wanted):
             found = runner.run(number)
-            file.write(json.dumps(found, separators=(",", ":")) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            log.append(found)
             yield found
 
 
@@ -190,8 +188,8 @@ def run_experiments(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _open_log(out: Path, meta: Json, conditions: Conditions) -> Path:
-    """The log to append to; `meta` and the conditions of this call are written beside it."""
+def _prepare(out: Path, meta: Json, conditions: Conditions) -> None:
+    """Write `meta` and the conditions of this call into the folder; HarnessError where it holds other experiments."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         known = out / META
@@ -212,20 +210,8 @@ def _open_log(out: Path, meta: Json, conditions: Conditions) -> Path:
         known.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError, KeyError) as problem:
         raise HarnessError(f"{str(out)!r} cannot be used: {problem}", remedy="name another folder with --out") from None
-    log = out / NAME
-    if log.exists() and not log.read_bytes().endswith(b"\n"):
-        log.write_bytes(log.read_bytes() + b"\n")  # a killed call left half a line: the next must not join it
-    return log
 
 
 def read(out: Path) -> Sequence[Json]:
     """The finished experiments of a folder; a line that a kill has torn is left out."""
-    found = []
-    log = out / NAME
-    if log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-    return found
+    return [found for found in read_lines(out / NAME) if found is not None]
