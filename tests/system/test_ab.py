@@ -44,7 +44,7 @@ def repository(resident):
     git(home, "init", "-q", "-b", "main")
     git(home, "add", "harness", "pyproject.toml")
     git(home, "commit", "-qm", "as it is")
-    block = home / "harness" / "blocks" / "repvgg.py"
+    block = home / "harness" / "blocks" / "reparam" / "repvgg.py"
     assert block.read_text().count(FORWARD) == 1
     block.write_text(block.read_text().replace(FORWARD, IDLE))
     git(home, "commit", "-qam", "a slower RepVGG")

@@ -67,7 +67,7 @@ def altered(tmp_path_factory) -> Path:
     counts.write_text(counts.read_text().replace(honest, "4711"))
     for file, more in [
         ("execution/local.py", PRINTING),
-        ("blocks/acb.py", HANGING),
+        ("blocks/reparam/acb.py", HANGING),
         ("errors.py", "\nprint('early')\n"),
     ]:
         with (root / "harness" / file).open("a") as source:
@@ -210,7 +210,7 @@ def fake(root: Path, station: str) -> Path:
     (root / "harness" / "execution").mkdir(parents=True)
     for folder in (root / "harness", root / "harness" / "execution"):
         (folder / "__init__.py").touch()
-    (root / "harness" / "execution" / "station.py").write_text(station)
+    (root / "harness" / "execution" / "ab" / "server.py").write_text(station)
     return root
 
 
@@ -232,7 +232,7 @@ def test_a_station_that_does_not_serve_says_why(tmp_path, station, said):
 
 def test_a_revision_without_a_station_is_too_old(tmp_path):
     root = fake(tmp_path / "old", "")
-    (root / "harness" / "execution" / "station.py").unlink()
+    (root / "harness" / "execution" / "ab" / "server.py").unlink()
     with pytest.raises(HarnessError, match="too old to be measured by ab"):
         RemoteExecutor(root).__enter__()
 
