@@ -33,7 +33,15 @@ PUBLIC = ("blocks", "fuse", "load_suite", "open_run", "plan", "run", "swap")
 FOLDERS = ("harness", "tests", "suites", "results", "docs")
 PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./*-]*)`")
 DOTTED = re.compile(r"(?<![\w./-])harness((?:\.[A-Za-z_]\w*)+)")
-COMING = {"harness/report/exporters/", "harness/training/optimizers/"}
+COMING = {
+    "harness/blocks/declared.py",
+    "harness/execution/executor.py",
+    "harness/report/exporters/",
+    "harness/training/optimizers/",
+    "harness/worker/messages.py",
+    "tests/mutations/",
+    "tests/system/additions/",
+}
 """Named already, and made on another branch: nothing may be left here once that is in."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -242,9 +250,11 @@ def test_where():
 
 
 def test_thresholds():
+    rows = {row[0]: row[1] for row in table(SUITES, "Gates")}
     gates = "\n".join("|".join(row) for row in table(SUITES, "Gates"))
-    for dtype, (limit, _) in rules.FUSION_LIMITS.items():
-        assert float(re.search(rf"(\S+) in {dtype}\b", gates)[1]) == limit  # type: ignore[index]
+    said = {dtype: float(limit) for limit, dtype in re.findall(r"(\S+) in (\w+)", rows["fusion errors"])}
+    limits = {dtype: rules.default_limit("fusion_error", dtype) for dtype in vocabulary.DTYPES}
+    assert said == {dtype: limit for dtype, limit in limits.items() if limit is not None}
     assert f"within {rules.CLOSE_TOLERANCE:g}".replace("0.0001", "1e-4") in gates
     assert gates.count(f"{100 * rules.ACROSS_RUNS_TIME_THRESHOLD:g} %") == 3
     assert gates.count(f"{100 * rules.PAIRED_TIME_THRESHOLD:g} % and 1 µs") == 3
