@@ -1,4 +1,4 @@
-"""The words a suite may use that no registry holds, and the defaults of design.md's one table."""
+"""The words a suite may use that no registry holds, and the sizes of batches and images when it says none."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
                 "unit": reading.unit,
                 "kind": str(kind),
                 "better": quantity.better if quantity else "lower",
-                "value": _round_value(reading, kind),
+                "value": _in_one(reading, kind),
                 "visits": reading.values if ORDER in reading.facts else None,
             }
         return
@@ -62,7 +62,7 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
             }
 
 
-def _round_value(reading: Reading, kind: Kind) -> float:
+def _in_one(reading: Reading, kind: Kind) -> float:
     """A round's value: the median of its measurements, or the first of the numbers that are one close result."""
     if not reading.values:
         return np.nan

@@ -1,8 +1,8 @@
 """The statistics of a verdict, all of them by scipy: t intervals on log ratios, Welch, false discoveries.
 
 The unit of statistics is one log ratio per round; rounds are fresh processes, so they are taken as
-independent. Student's t over rounds kept its promised level in every experiment of facts.md where the
-bootstrap did not (five rounds: 0.2 to 1.0 % misses against 6 %).
+independent. Of 99 % intervals over five rounds Student's t missed the truth in 0.2 to 1.0 %, the percentile
+bootstrap in 6 % (2,000 simulated comparisons each; normal, t3-distributed and contaminated noise).
 """
 
 from __future__ import annotations

@@ -7,13 +7,9 @@ kernel weighs more than the map. With BLOCK_SPEED set to a path, figures and mac
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import straightforward
@@ -24,23 +20,12 @@ import straightforward_gates
 import straightforward_structural
 import straightforward_warehouse
 import torch
+from side_by_side import Step, held_to, record, recording
 from straightforward_composed import BOTH, Composed
-from test_blocks_speed import OTHERS, Neighbours, ratio_of_minima
 from torch import Tensor, nn
 
 from harness import blocks
 from harness.blocks import BLOCKS, Choice
-from harness.devices.cpu import processor_name
-
-pytestmark = pytest.mark.alone
-
-LIMIT = 1.0
-"""A block costs no more than what one writes down without a thought for the cost."""
-
-ALLOWANCE = 1.10
-"""Most blocks do the very operations of their counterpart, and minima of a few turns scatter: 0.93 to 1.04 with four
-others on two cores. One needless copy of a map costs 1 to 8 % and may pass; a branch padded by hand instead of by its
-convolution (1.15), a kernel composed with one dense product too many (1.19) do not."""
 
 PLACES = {"features": (8, 64, 56), "composed": (8, 256, 7)}
 """Batch, channels, rows and columns."""
@@ -69,13 +54,6 @@ KERNEL_SIZES = {
 }
 """Where a block has no 3, or is not meant for it."""
 DEPTHWISE = ("replk", "repmixer", "repvgg_dw", "unirep")
-
-TURNS, SECONDS = (3, 8), 0.4
-"""At least, at most, and for how long, while the ratio is within its limit."""
-PATIENCE = 20.0
-"""Seconds for a ratio beyond it, in case no moment was quiet."""
-CLEAR = 0.5
-"""A ratio so far below the limit needs no second turn: no hiccup is as long as that."""
 
 
 class Case(NamedTuple):
@@ -144,15 +122,7 @@ def test_the_counterpart_is_the_same_equation(case: Case) -> None:
         torch.testing.assert_close(their, our.reshape(their.shape), rtol=1e-9, atol=1e-9)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stepper(module: nn.Module, x: Tensor) -> Callable[[], float]:
+def stepper(module: nn.Module, x: Tensor) -> Step:
     """One training step (forward, mean of squares, backward down to x, SGD) and its seconds.
 
     Processor time: with one thread it is all there is to a step, and what neighbours take is not in it.
@@ -171,22 +141,6 @@ def stepper(module: nn.Module, x: Tensor) -> Callable[[], float]:
     return step
 
 
-def take_turns(plain: Callable[[], float], other: Callable[[], float]) -> list[tuple[float, float]]:
-    """Seconds of both in pairs. Which is first alternates: the second finds the first one's memory."""
-    pairs, start = list[tuple[float, float]](), time.perf_counter()
-    while not pairs or not enough(len(pairs), ratio_of_minima(pairs), time.perf_counter() - start):
-        seconds = {step: step() for step in ((plain, other) if len(pairs) % 2 else (other, plain))}
-        pairs.append((seconds[plain], seconds[other]))
-    return pairs
-
-
-def enough(turns: int, ratio: float, seconds: float) -> bool:
-    least, most = TURNS
-    if ratio > LIMIT * ALLOWANCE:
-        return seconds > PATIENCE and turns >= least
-    return ratio <= CLEAR or turns >= most or (turns >= least and seconds > SECONDS)
-
-
 def other_evaluation(case: Case, x: Tensor) -> dict[str, float]:
     """Seconds of a step where the block has an evaluation that is not its default: for the record, not judged."""
     steps = {
@@ -197,30 +151,8 @@ def other_evaluation(case: Case, x: Tensor) -> dict[str, float]:
     return {f"{choice}_seconds": round(min(step(), step()), 4) for choice, step in steps.items()}
 
 
-def note(part: str, name: str, figures: dict[str, Any]) -> None:
-    """Into the file that BLOCK_SPEED names, beside what other tests have written there."""
-    if not (path := os.environ.get("BLOCK_SPEED")):
-        return
-    written = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-    written |= {
-        "what": "processor seconds of a training step in one thread, of a block and of a straightforward module of its "
-        "equation (blocks), seconds of composing the kernels of a network and of its plain training pass (kernels); minima of "
-        "turns in one process, and their ratio",
-        "command": "BLOCK_SPEED=... python -m pytest tests/benchmarks/test_blocks_against_branches.py "
-        "tests/benchmarks/test_kernel_generation.py",
-        "machine": {
-            "model": processor_name(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-    }
-    written["time"] = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
-    written[part] = {**written.get(part, {}), name: figures}
-    Path(path).write_text(json.dumps(written, indent=1) + "\n")
-
-
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("one_thread")
 def test_a_training_step_costs_no_more_than_the_straightforward_one(case: Case, benchmark) -> None:
@@ -228,25 +160,7 @@ def test_a_training_step_costs_no_more_than_the_straightforward_one(case: Case, 
     batch, channels, pixels = SLOW.get(case.block, PLACES[case.counterpart])
     x = torch.randn(batch, channels, pixels, pixels, requires_grad=True)
     plain, block = stepper(case.straightforward(channels), x), stepper(case.made(channels), x)
-    block(), plain()  # warm-up
-    neighbours = Neighbours()
-    pairs = benchmark.pedantic(take_turns, (plain, block))
-    plains, theirs = zip(*pairs, strict=True)
-    ratio, taken = ratio_of_minima(pairs), neighbours.share()
-    figures = {
-        "ratio_of_minima": round(ratio, 3),
-        "median_ratio": round(statistics.median(b / a for a, b in pairs), 3),
-        "turns": len(pairs),
-        "straightforward_seconds": round(min(plains), 4),
-        "block_seconds": round(min(theirs), 4),
-        "taken_by_others": round(taken, 3),
-    }
-    if case.counterpart == "features":
+    figures = held_to(f"{case} over straightforward", plain, block, benchmark=benchmark)
+    if recording() and case.counterpart == "features":
         figures |= other_evaluation(case, x)
-    benchmark.extra_info.update(figures)
-    note("blocks", str(case), figures)
-    found = f"{case}: {ratio:.3f} of the straightforward step ({min(theirs):.4f} s against {min(plains):.4f} s)"
-    print(f"\n{found}, {len(pairs)} turns; others took {taken:.0%} of the processors")
-    if ratio > LIMIT * ALLOWANCE and taken > OTHERS:
-        pytest.skip(f"{found}, but others took {taken:.0%} of the processors")
-    assert ratio <= LIMIT * ALLOWANCE, found
+    record("blocks", str(case), figures)

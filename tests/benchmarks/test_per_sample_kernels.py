@@ -1,8 +1,8 @@
 """Kernels of its own for every sample: one product to mix them, one convolution or product to apply them.
 
 Each against what one writes first: a loop over samples, or the grouped convolution where a 1x1 goes to a batched product.
-Forward and backward down to input and kernels, eight samples, one thread, processor time; ratios of minima, as in
-test_blocks_against_branches.py, whose file BLOCK_SPEED names.
+Forward and backward down to input and kernels, eight samples, one thread, processor time; ratios of minima, in turns
+(side_by_side.py), kept in the file that BLOCK_SPEED names.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_blocks_against_branches import ALLOWANCE, LIMIT, note, take_turns
-from test_blocks_speed import OTHERS, Neighbours, ratio_of_minima
+from side_by_side import ALLOWANCE, LIMIT, Step, held_to, record
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness.blocks import ConvSpec
 from harness.blocks.parts.per_sample import Mix, convolve_each
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("one_thread")]
 
 SAMPLES = 8
 PLACES = [(64, 56), (256, 14), (512, 7)]
@@ -47,7 +46,7 @@ def mixed_by_loop(attention: Tensor, experts: Tensor) -> Tensor:
     return torch.cat([attention[i * rows : (i + 1) * rows] @ experts for i in range(SAMPLES)])
 
 
-def stepper(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Callable[[], float]:
+def stepper(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Step:
     """Forward and backward."""
 
     def step() -> float:
@@ -58,7 +57,7 @@ def stepper(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Calla
     return step
 
 
-def runner(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Callable[[], float]:
+def runner(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Step:
     """Forward alone."""
 
     @torch.inference_mode()
@@ -68,31 +67,6 @@ def runner(function: Function, tensors: list[Tensor], *rest: ConvSpec) -> Callab
         return time.process_time() - start
 
     return step
-
-
-def judged(name: str, plain: Callable[[], float], ours: Callable[[], float], limit: float = LIMIT * ALLOWANCE) -> None:
-    plain(), ours()
-    neighbours = Neighbours()
-    pairs = take_turns(plain, ours)
-    ratio, taken = ratio_of_minima(pairs), neighbours.share()
-    note(
-        "per_sample",
-        name,
-        {"ratio_of_minima": round(ratio, 3), "turns": len(pairs), "taken_by_others": round(taken, 3)},
-    )
-    found = f"{name}: {ratio:.3f}, {len(pairs)} turns"
-    print(f"\n{found}; others took {taken:.0%} of the processors")
-    if ratio > limit and taken > OTHERS:
-        pytest.skip(f"{found}, but others took {taken:.0%} of the processors")
-    assert ratio <= limit, found
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -106,7 +80,8 @@ def test_applying_kernels_costs_no_more(size: int, other: Function, channels: in
     torch.testing.assert_close(convolve_each(x, weight, spec), other(x, weight, spec), rtol=1e-3, atol=1e-3)
     plain, ours = (stepper(function, [x, weight], spec) for function in (other, convolve_each))
     limit = BETWEEN.get((channels, pixels), LIMIT * ALLOWANCE)
-    judged(f"{size}x{size}, {channels} channels, {pixels} px, against {other.__name__}", plain, ours, limit)
+    name = f"{size}x{size}, {channels} channels, {pixels} px, against {other.__name__}"
+    record("per_sample", name, held_to(name, plain, ours, limit))
 
 
 @pytest.mark.slow
@@ -116,7 +91,8 @@ def test_applying_kernels_costs_no_more_in_inference(channels: int, pixels: int)
     tensors = [torch.randn(SAMPLES, channels, pixels, pixels), torch.randn(SAMPLES, channels, channels, 3, 3)]
     plain, ours = (runner(function, tensors, ConvSpec(channels, channels)) for function in (loop, convolve_each))
     name = f"3x3, {channels} channels, {pixels} px, against loop, forward alone"
-    judged(name, plain, ours, BETWEEN.get((channels, pixels), LIMIT * ALLOWANCE))
+    limit = BETWEEN.get((channels, pixels), LIMIT * ALLOWANCE)
+    record("per_sample", name, held_to(name, plain, ours, limit))
 
 
 @pytest.mark.slow
@@ -128,4 +104,5 @@ def test_mixing_cells_costs_no_more(cells: int, rows: int, elements: int) -> Non
     experts = torch.randn(cells, elements, requires_grad=True)
     tensors = [attention, experts]
     torch.testing.assert_close(Mix()(*tensors), mixed_by_loop(*tensors), rtol=1e-3, atol=1e-3)
-    judged(f"mixing {cells} cells of {elements}", stepper(mixed_by_loop, tensors), stepper(Mix(), tensors))
+    name = f"mixing {cells} cells of {elements}"
+    record("per_sample", name, held_to(name, stepper(mixed_by_loop, tensors), stepper(Mix(), tensors)))

@@ -29,7 +29,7 @@ def test_one_value_stands_for_a_list_and_options_are_kept(suite_of):
     assert [m.name for m in part.metrics] == ["params"]
 
 
-def test_defaults_are_those_of_the_design(suite_of):
+def test_the_default_budget(suite_of):
     budget = suite_of().budget
     assert (budget.rounds, budget.seconds, budget.timeout, budget.memory) == (10, 1.0, 600.0, None)
 

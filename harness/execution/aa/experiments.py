@@ -64,10 +64,10 @@ class ExperimentRunner:
                 f"suite {plan.suite.name} has no timed metric, so there is nothing that could be a false alarm",
                 remedy="use a suite with latency or train_step, as suites/aa.yaml",
             )
-        others = {cell.device.name for task in self.tasks for cell in task.cells} - {"cpu"}
-        if others and any(conditions.slowdowns):
+        elsewhere = {cell.device.name for task in self.tasks for cell in task.cells} - {"cpu"}
+        if elsewhere and any(conditions.slowdowns):
             raise HarnessError(
-                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(sorted(others))}",
+                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(sorted(elsewhere))}",
                 remedy="use --slowdowns 0 for the false-alarm rate alone",
             )
         self.plan, self.conditions = plan, conditions

@@ -5,7 +5,7 @@ accepted:
     metric: train_step              # left out: every metric
     form: train                     # left out: every form
     run: "2026-11-22T02-35-38Z"     # the run's directory, or a time: the change came with the first run from then on
-    because: the scaling is learned now (issue 12)
+    because: the scaling is learned now
 """
 
 from __future__ import annotations
