@@ -24,7 +24,7 @@ from harness.planning import Plan
 from harness.store.directory import choose, describe
 from harness.store.journal import NAME as JOURNAL
 from harness.store.journal import Journal
-from harness.store.locks import device_lock, exclusive
+from harness.store.locks import device_lock, run_lock
 from harness.store.run import Run
 
 EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor, "inline": InlineExecutor}
@@ -97,14 +97,7 @@ def run_suite(
 
 
 def _lock(stack: ExitStack, run: Run, devices: Sequence[str]) -> None:
-    stack.enter_context(
-        exclusive(
-            run.path / "lock",
-            "writing this run",
-            busy=f"{str(run.path)!r} is being written by another process",
-            remedy="wait for it, or start a run of your own with --new",
-        )
-    )
+    stack.enter_context(run_lock(run.path, remedy="wait for it, or start a run of your own with --new"))
     for device in devices:
         stack.enter_context(device_lock(device, f"run {run.path.resolve()}"))
 

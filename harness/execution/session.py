@@ -54,7 +54,7 @@ class StoppingRule(Protocol):
 
 @dataclass
 class Session:
-    """Everything that one pass over the open tasks needs."""
+    """One pass over the open tasks, with all that it needs."""
 
     executor: Executor
     journal: Journal

@@ -36,6 +36,14 @@ def exclusive(path: Path, note: str, *, busy: str, remedy: str) -> Iterator[None
 
 
 @contextmanager
+def run_lock(run: Path, remedy: str) -> Iterator[None]:
+    """Hold the directory of a run: one process alone writes its journal."""
+    busy = f"{str(run)!r} is being written by another process"
+    with exclusive(run / "lock", "writing this run", busy=busy, remedy=remedy):
+        yield
+
+
+@contextmanager
 def device_lock(device: str, note: str) -> Iterator[None]:
     """Hold one device of this machine, so that two runs do not spoil each other's timings."""
     name = re.sub(r"[^A-Za-z0-9]", "-", device)

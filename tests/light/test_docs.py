@@ -35,10 +35,8 @@ PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./*-]*)`")
 DOTTED = re.compile(r"(?<![\w./-])harness((?:\.[A-Za-z_]\w*)+)")
 COMING = {
     "harness/blocks/declared.py",
-    "harness/execution/executor.py",
     "harness/report/exporters/",
     "harness/training/optimizers/",
-    "harness/worker/messages.py",
     "tests/mutations/",
     "tests/system/additions/",
 }

@@ -17,7 +17,7 @@ metrics: [params, saved_memory, train_step]
 budget: {rounds: 3, seconds: 0.02, timeout: 5, memory: 1GiB, precision: null}
 """
 FORWARD = "    def forward(self, x_NCHW: Tensor) -> Tensor:\n"
-FATES = {
+FAILURES = {
     "acb": ("killed", "import os; print('my last words', flush=True); os.kill(os.getpid(), 9)"),
     "dbb": ("timeout", "import time; time.sleep(600)"),
     "orepa": ("error", "raise ValueError('no luck')"),
@@ -25,18 +25,18 @@ FATES = {
 }
 
 
-def doomed(block, deed):
-    """A change of a block's source that lets `deed` happen whenever it is used."""
+def failing(block, statement):
+    """A change of a block's source that runs `statement` whenever it is used."""
     path = f"blocks/reparam/{block}.py"
     lines = (ROOT / "harness" / path).read_text()
     anchor = FORWARD if lines.count(FORWARD) == 1 else lines[lines.rindex(FORWARD) :].splitlines()[1] + "\n"
-    return path, anchor, f"{FORWARD}        {deed}\n" if anchor == FORWARD else f"        {deed}\n{anchor}"
+    return path, anchor, f"{FORWARD}        {statement}\n" if anchor == FORWARD else f"        {statement}\n{anchor}"
 
 
 @pytest.mark.slow
 def test_blocks_that_die_cost_themselves_alone(user, mutated):
     """One run in which one block is killed, one hangs, one raises, one eats the memory, and one is well."""
-    user.source = mutated(*(doomed(block, deed) for block, (_, deed) in FATES.items()))
+    user.source = mutated(*(failing(block, statement) for block, (_, statement) in FAILURES.items()))
     with user.shell() as shell:
         done = shell.run("run", user.suite(SUITE), "--out", "run")
         assert done.returncode == 3, done.stderr
@@ -45,11 +45,11 @@ def test_blocks_that_die_cost_themselves_alone(user, mutated):
         shown = shell.run("show", "run", next(id_ for id_, name in names.items() if name == "orepa")).stdout
     records = [record for record in run.records() if record.cell in names]  # some are about a group
     status = {(names[r.cell], r.metric, r.round): str(r.status) for r in records}
-    for block, (fate, _) in FATES.items():
+    for block, (ending, _) in FAILURES.items():
         assert status[block, "params", 0] == "ok"
-        assert status[block, "saved_memory", 0] == fate
+        assert status[block, "saved_memory", 0] == ending
         # two strikes, then it is left out and costs no more time
-        assert [status[block, "train_step", i] for i in range(3)] == [fate, fate, "skipped"]
+        assert [status[block, "train_step", i] for i in range(3)] == [ending, ending, "skipped"]
     assert status["conv", "saved_memory", 0] == "ok"
     assert [status["conv", "train_step", i] for i in range(3)] == ["partial", "partial", "ok"]
     written = [record for record in user.records(user.home / "run") if record["cell"] in names]
@@ -68,7 +68,7 @@ def test_blocks_that_die_cost_themselves_alone(user, mutated):
 @pytest.mark.slow
 def test_failed_cells_can_be_tried_again(user, mutated):
     flaky = "import os\n        if not os.path.exists('mended'): raise OSError('broken for now')"
-    user.source = mutated(doomed("acb", flaky))
+    user.source = mutated(failing("acb", flaky))
     suite = user.suite(SUITE.replace("dbb, orepa, repvgg", "repvgg").replace("rounds: 3", "rounds: 2"))
     with user.shell() as shell:
         assert shell.run("run", suite, "--out", "run").returncode == 3

@@ -28,7 +28,7 @@ from harness.records import Fingerprint, Json, Record, Task
 from harness.store.directory import choose, describe
 from harness.store.journal import NAME as JOURNAL
 from harness.store.journal import Journal
-from harness.store.locks import device_lock, exclusive
+from harness.store.locks import device_lock, run_lock
 from harness.store.run import Run
 
 NAMES = ("base", "head")
@@ -140,8 +140,7 @@ def _fingerprint(executor: RemoteExecutor, probe: Json) -> Fingerprint:
 def _locks(runs: Sequence[Run], devices: Sequence[str]) -> Iterator[None]:
     with ExitStack() as stack:
         for run in runs:
-            busy = f"{str(run.path)!r} is being written by another process"
-            stack.enter_context(exclusive(run.path / "lock", "writing this run", busy=busy, remedy="wait for it"))
+            stack.enter_context(run_lock(run.path, remedy="wait for it"))
         for device in devices:
             stack.enter_context(device_lock(device, f"ab into {runs[HEAD].path.parent.resolve()}"))
         yield
