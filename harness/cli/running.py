@@ -211,8 +211,8 @@ def doctor(
 
 def _concluded(outcome: Outcome) -> int:
     """Print the report and the last line; return the exit code."""
-    from harness.report.page import report as render
-    from harness.report.page import write_all
+    from harness.report.writing import report as render
+    from harness.report.writing import write_all
 
     run, tally = outcome.run, outcome.run.tally()
     if tally["measured"] or tally["failed"]:

@@ -15,7 +15,8 @@ from harness.errors import Unsupported
 from harness.measuring.calls import forward_pass, steady
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
-from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Form, Json, Kind, Reading, TaskKind
 
 OPTIONS: dict[str, Json] = {
     "backend": {

@@ -16,7 +16,8 @@ from harness import catalog
 from harness.errors import HarnessError
 from harness.published import Figure, figure, speaks_of
 from harness.records import AXES, Cell, Kind, Reading, Record, Status
-from harness.report.tables import MISSING, Column, GroupView, Table
+from harness.report.document import MISSING, Column, PublishedTable, Table
+from harness.report.tables import GroupView
 from harness.suite import Published, published_in
 from harness.units import Scale, digits
 from harness.verdict.labels import describe, variant_label
@@ -42,14 +43,6 @@ SEE = "; see md"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A table of published and own numbers, and what is to be said under it."""
-
-    table: Table
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Row:
     """One figure and its cell; numbers are in the published unit, NaN where there is none."""
 
@@ -65,7 +58,7 @@ class Row:
     is_yardstick: bool
 
 
-def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[str]]:
+def published_tables(run: Run, groups: Sequence[GroupView]) -> tuple[list[PublishedTable], list[str]]:
     """The tables of a run's published entries, and in a line each what could not be printed and why.
 
     An entry none of whose cells is in the run gives no table.
@@ -74,7 +67,7 @@ def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[st
         entries = published_in(run.suite_text)
     except HarnessError as problem:
         return [], [f"published figures: {problem.problem}"]
-    found: list[Beside] = []
+    found: list[PublishedTable] = []
     problems: list[str] = []
     records = run.records() if entries else []
     for entry in entries:
@@ -83,7 +76,7 @@ def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[st
         rows = _Entry(run.cells, records, entry, groups).rows(pairs)
         if rows:
             readings = _readings(records, entry, rows)
-            found.append(Beside(_table(entry, rows, readings), _notes(entry, rows, readings)))
+            found.append(PublishedTable(_table(entry, rows, readings), _notes(entry, rows, readings)))
     return found, problems
 
 
@@ -278,9 +271,9 @@ def _precision(entry: Published, figures: list[Figure], places: int) -> str:
 
 def _what(entry: Published, rows: list[Row], readings: list[Reading]) -> str:
     """What the run's own numbers are, and what all of its cells share."""
-    quantity = catalog.quantities().get(entry.metric)
+    quantity = catalog.quantity_of(entry.metric)
     shared = {k: v for k, v in rows[0].cell.axes().items() if all(row.cell.axes()[k] == v for row in rows)}
-    name = f"{entry.metric}, {quantity.what}" if quantity and quantity.what else entry.metric
+    name = f"{entry.metric}, {quantity.what}" if quantity.what else entry.metric
     return "; ".join([name, *_facts(readings, "counted"), describe({**shared, "part": ""})])
 
 
