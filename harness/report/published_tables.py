@@ -19,7 +19,7 @@ from harness.records import AXES, Cell, Kind, Reading, Record, Status
 from harness.report.document import MISSING, Column, PublishedTable, Table
 from harness.report.tables import GroupView
 from harness.suite import Published, published_in
-from harness.units import Scale, digits
+from harness.units import Scale, full_digits
 from harness.verdict.labels import describe, variant_label
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Entry:
             ratio = view.ratios.get((cell, *self.key))
             return "reference" if ratio is None else f"{100 * (1 - ratio.ratio):.2f}"
         scale = Scale(self.entry.factor, self.entry.unit)
-        text = _number(row.value / self.entry.factor)
+        text = full_digits(row.value / self.entry.factor)
         if row.kind == Kind.SAMPLED and math.isfinite(row.low):
             return f"{text} [{scale.text(row.low)}, {scale.text(row.high)}]"
         return text
@@ -202,7 +202,7 @@ def _against(row: Row, added: float, places: int | None = None) -> str:
         return "reference"
     if not math.isfinite(added):
         return MISSING
-    return f"{added:+.{places}f}" if places is not None else f"{'-' if added < 0 else '+'}{_number(abs(added))}"
+    return f"{added:+.{places}f}" if places is not None else f"{'-' if added < 0 else '+'}{full_digits(abs(added))}"
 
 
 def _quotient(row: Row) -> str:
@@ -214,11 +214,6 @@ def _share(row: Row, share: float) -> str:
     if row.is_reference or row.is_yardstick:
         return "reference" if row.is_reference else "yardstick"
     return f"{100 * share:.1f}" if math.isfinite(share) else MISSING
-
-
-def _number(value: float) -> str:
-    """Four digits; large counts in full, since a paper's M and G have been chosen already."""
-    return f"{value:.0f}" if abs(value) >= 1e7 else digits(value)
 
 
 def _decimals(value: float) -> int:
