@@ -16,7 +16,7 @@ from harness.units import digits, exact, interval, readable
 from harness.verdict.labels import reading_name
 from harness.verdict.rules import Verdict
 from harness.verdict.trend.change import Change, Trend
-from harness.verdict.trend.history import Past, Series
+from harness.verdict.trend.history import PastRun, Series
 
 MOST = 30
 """Changes in text, unless they fail: counts of a suite that has grown change by the hundred."""
@@ -84,7 +84,7 @@ def _verdict(change: Change) -> str:
     return f"{change.verdict}{'' if change.gated else ' (no gate)'}"
 
 
-def _run(run: Past) -> str:
+def _run(run: PastRun) -> str:
     return f"{run.started.removesuffix('+00:00')} {run.source[:8]}"
 
 
@@ -115,7 +115,7 @@ def _bars(series: Series) -> str:
 
 
 def _what_to_do(trend: Trend) -> list[str]:
-    """For what fails: how to measure it again, and what to write when it is meant."""
+    """For what fails: how to measure it again, and what to write when it is selection."""
     failing = [change for change in trend.changes if change.fails]
     if not failing:
         return []

@@ -79,6 +79,15 @@ class Gate:
     def of(cls, gates: Mapping[str, Mapping[str, Any]], metric: str) -> Gate:
         return cls(**{key: value for key, value in gates.get(metric, {}).items() if value is not None})
 
+    def floor_in(self, unit: str) -> float:
+        """The absolute change that is allowed, in this unit; of times the clock's resolution where none is set."""
+        return self.floor if self.floor is not None else (TIME_FLOOR if unit == "s" else 0.0)
+
+
+def with_floor(threshold: float, floor: float, value: float) -> float:
+    """A relative threshold for this value, raised where the absolute `floor` allows more."""
+    return max(threshold, floor / value) if value > 0 else threshold
+
 
 def is_timed(unit: str) -> bool:
     """Depends on how fast the machine is: seconds and rates."""
