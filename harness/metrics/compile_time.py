@@ -76,7 +76,7 @@ def _call(subject: Subject, form: Form, model: nn.Module) -> Callable[[], object
         model.zero_grad(set_to_none=True)
         with subject.autocast():
             loss = subject.loss(model(x), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
 
     return forward_and_backward
 

@@ -9,7 +9,7 @@ from harness.report.breakdown import breakdowns, facts_of
 from harness.report.document import Page, Section
 from harness.report.environment import flat, hardware
 from harness.report.published_tables import published_tables
-from harness.report.rounds import confidence_text, measuring
+from harness.report.rounds import confidence_text, measurements
 from harness.report.sentences import sentences
 from harness.report.tables import GroupView, tables, views
 from harness.verdict.labels import axes_of, describe, varying
@@ -49,7 +49,7 @@ class RunReport:
 def page_of(run: Run, groups: list[GroupView]) -> Page:
     """What a report says, whatever it is written in."""
     facts = facts_of(run)
-    how = measuring(run.records(), {str(cell): str(group) for cell, group in run.cells["group"].items()})
+    how = measurements(run.records(), {str(cell): str(group) for cell, group in run.cells["group"].items()})
     sections = [
         Section(
             view.title,

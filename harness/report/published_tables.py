@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from harness import catalog
 from harness.errors import HarnessError
-from harness.published import Figure, figure, speaks_of
+from harness.published import Figure, figure, matching_cells
 from harness.records import AXES, Cell, Kind, Reading, Record, Status
 from harness.report.document import MISSING, Column, PublishedTable, Table
 from harness.report.tables import GroupView
@@ -85,7 +85,7 @@ def _pairs(entry: Published, cells: Iterable[Cell]) -> tuple[list[tuple[Figure, 
     pairs, problems, every = [], [], list(cells)
     for id_, text in entry.figures.items():
         try:
-            known, matching = figure(id_), speaks_of(text, every)
+            known, matching = figure(id_), matching_cells(text, every)
         except HarnessError as problem:
             problems.append(f"{entry.title}: {problem.problem}")
             continue
@@ -123,7 +123,7 @@ class _Entry:
             one,
             cell,
             view,
-            self._ours(view, cell.id),
+            self._this_run(view, cell.id),
             published_added,
             added,
             _saved(published_added, printed.get(yardstick, NAN) - base),
@@ -141,7 +141,7 @@ class _Entry:
         ratio = view.ratios.get((cell, *self.key))
         return NAN if ratio is None else float(ratio.difference) / self.entry.factor
 
-    def _ours(self, view: GroupView, cell: str) -> str:
+    def _this_run(self, view: GroupView, cell: str) -> str:
         """The run's value with its interval where it has one; else why there is none."""
         row = view.readings.get((cell, *self.key))
         if row is None:
@@ -177,7 +177,7 @@ def _table(entry: Published, rows: list[Row], readings: list[Reading]) -> Table:
             _column(("published", "saved", "[%]"), [_share(row, row.published_saved) for row in rows]),
             _column(("this run", "saved", "[%]"), [_share(row, row.saved) for row in rows]),
         ]
-    apart = _apart(rows)
+    apart = _distinguishing_axes(rows)
     corner = ", ".join(dict.fromkeys([*apart, *(row.view.compared for row in rows)]))
     labels = tuple(_label(row, apart) for row in rows)
     return Table(entry.title, _caption(entry, rows, readings, places), corner, labels, tuple(columns))
@@ -220,7 +220,7 @@ def _decimals(value: float) -> int:
     return len(f"{value:.10f}".rstrip("0").partition(".")[2])
 
 
-def _apart(rows: list[Row]) -> list[str]:
+def _distinguishing_axes(rows: list[Row]) -> list[str]:
     """The axes, beside each group's compared one, by which a row's group is told from the others."""
     compared = {row.view.compared for row in rows}
     points = [row.cell.axes() for row in rows]
@@ -236,12 +236,12 @@ def _label(row: Row, apart: list[str]) -> str:
 def _caption(entry: Published, rows: list[Row], readings: list[Reading], places: int) -> str:
     """Whose numbers the published ones are, what they were taken on, and what this run's are."""
     figures = [row.figure for row in rows]
-    hardware = _each(one.hardware or "hardware not stated" for one in figures)
-    published = _each([*hardware, *(one.software for one in figures), *(one.setting for one in figures)])
-    parts = [", ".join(_each(f"{one.paper}, {one.table}" for one in figures))]
+    hardware = _unique(one.hardware or "hardware not stated" for one in figures)
+    published = _unique([*hardware, *(one.software for one in figures), *(one.setting for one in figures)])
+    parts = [", ".join(_unique(f"{one.paper}, {one.table}" for one in figures))]
     parts.append(f"published: {'; '.join(published)}")
-    parts.append(f"this run: {_what(entry, rows, readings)}")
-    references = _each(row.view.reference_label for row in rows)
+    parts.append(f"this run: {_quantity_text(entry, rows, readings)}")
+    references = _unique(row.view.reference_label for row in rows)
     if references and entry.reduction:
         parts.append(f"numbers: by how much less than the reference {' or '.join(references)}")
     elif references:
@@ -254,7 +254,7 @@ def _caption(entry: Published, rows: list[Row], readings: list[Reading], places:
 
 def _precision(entry: Published, figures: list[Figure], places: int) -> str:
     """The published unit with what its source adds to it, and what rounding does to differences."""
-    printed = " or ".join(_each(one.unit.replace(SEE, "") for one in figures))
+    printed = " or ".join(_unique(one.unit.replace(SEE, "") for one in figures))
     if not printed.startswith(entry.unit):
         printed += f", read as {entry.unit},"
     if "+-" in printed:
@@ -264,7 +264,7 @@ def _precision(entry: Published, figures: list[Figure], places: int) -> str:
     return f"published in {printed} to the nearest {step}{off}"
 
 
-def _what(entry: Published, rows: list[Row], readings: list[Reading]) -> str:
+def _quantity_text(entry: Published, rows: list[Row], readings: list[Reading]) -> str:
     """What the run's own numbers are, and what all of its cells share."""
     quantity = catalog.quantity_of(entry.metric)
     shared = {k: v for k, v in rows[0].cell.axes().items() if all(row.cell.axes()[k] == v for row in rows)}
@@ -282,7 +282,7 @@ def _readings(records: list[Record], entry: Published, rows: list[Row]) -> list[
 def _facts(readings: list[Reading], key: str) -> list[str]:
     """What readings say of themselves under `key`, a text or a list of texts, each once."""
     facts = [reading.facts.get(key, []) for reading in readings]
-    return _each(str(text) for fact in facts for text in (fact if isinstance(fact, list) else [fact]))
+    return _unique(str(text) for fact in facts for text in (fact if isinstance(fact, list) else [fact]))
 
 
 def _notes(entry: Published, rows: list[Row], readings: list[Reading]) -> tuple[str, ...]:
@@ -291,9 +291,9 @@ def _notes(entry: Published, rows: list[Row], readings: list[Reading]) -> tuple[
     for row in rows:
         sources.setdefault(row.figure.source, []).append(row.figure.id)
     taken = [f"Source of {', '.join(ids)}: {source}" for source, ids in sources.items()]
-    return (*_facts(readings, "assumptions"), *_each([entry.note]), *taken)
+    return (*_facts(readings, "assumptions"), *_unique([entry.note]), *taken)
 
 
-def _each(texts: Iterable[str]) -> list[str]:
+def _unique(texts: Iterable[str]) -> list[str]:
     """Every text once, in order, without the empty ones."""
     return [text for text in dict.fromkeys(texts) if text]

@@ -18,7 +18,7 @@ ENDED = {
 
 
 @dataclass
-class Measuring:
+class GroupMeasurement:
     """What the records of a group say about its measuring."""
 
     look: Record | None = None
@@ -56,14 +56,14 @@ class Measuring:
             )
 
 
-def measuring(records: Sequence[Record], groups: dict[str, str]) -> dict[str, Measuring]:
+def measurements(records: Sequence[Record], groups: dict[str, str]) -> dict[str, GroupMeasurement]:
     """Group id -> how it was measured; `groups` is the group of every cell."""
-    found: dict[str, Measuring] = {}
+    found: dict[str, GroupMeasurement] = {}
     for record in records:
         if record.kind is TaskKind.LOOK:
-            found.setdefault(record.cell, Measuring()).look = record
+            found.setdefault(record.cell, GroupMeasurement()).look = record
         elif record.kind is TaskKind.VISIT and record.cell in groups:
-            one = found.setdefault(groups[record.cell], Measuring())
+            one = found.setdefault(groups[record.cell], GroupMeasurement())
             one.apart = str(record.facts.get("because", "")) or one.apart
             for reading in record.readings:
                 one.samples += len(reading.values)

@@ -156,7 +156,7 @@ def _columns(view: GroupView, metric: str, form: str) -> Iterator[Column]:
     if quantity_of(metric).rate is None and any(_has_ratio(ratio) for ratio in ratios):
         points = unit == "fraction"
         against = tuple(
-            _against(cell == view.reference, ratio, points) for cell, ratio in zip(view.variants, ratios, strict=True)
+            _ratio(cell == view.reference, ratio, points) for cell, ratio in zip(view.variants, ratios, strict=True)
         )
         yield Column((f"vs {view.reference_label}", *(("[points]",) if points else ())), against)
 
@@ -185,7 +185,7 @@ def _value(row: Any, ratio: Any, scale: Scale) -> str:
     return text
 
 
-def _against(is_reference: bool, ratio: Any, points: bool) -> str:
+def _ratio(is_reference: bool, ratio: Any, points: bool) -> str:
     if is_reference:
         return "reference"
     if ratio is None:

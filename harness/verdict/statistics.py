@@ -1,8 +1,8 @@
 """The statistics of a verdict, all of them by scipy: t intervals on log ratios, Welch, false discoveries.
 
 The unit of statistics is one log ratio per round; rounds are fresh processes, so they are taken as
-independent. Student's t over rounds kept its promised level in every experiment of facts.md where the
-bootstrap did not (five rounds: 0.2 to 1.0 % misses against 6 %).
+independent. Student's t over rounds kept its promised level in every experiment where the bootstrap did not (five
+rounds: 0.2 to 1.0 % misses against 6 %).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from harness.report.exporters.text import text_table
 from harness.report.sentences import sentences
 from harness.report.tables import tables, views
 from harness.report.writing import report, write_all
-from harness.units import digits, readable, scale_for
+from harness.units import digits, exact, full_digits, gib, percent, readable, scale_for
 
 NASTY = "a_b & 50% #{}~^\\ $x$ <b>|"
 
@@ -76,6 +76,13 @@ def test_a_column_has_one_unit_chosen_by_its_middle():
     assert scale_for("s", [0.02, 0.5, 3.0]).name == "ms"
     assert scale_for("s", []).name == "s"
     assert digits(123456.0) == "123456"
+
+
+def test_shares_have_two_digits_or_are_whole_and_counts_are_told_to_the_last_one():
+    assert [percent(share) for share in (0.0043, 0.12, 0.996, 1.3)] == ["0.43 %", "12 %", "100 %", "130 %"]
+    assert (percent(0.00001), percent(0.00001, least=0.0001)) == ("0.001 %", "0 %")
+    assert (exact(1234567, "B"), exact(1234567, "1"), exact(float("nan"), "B")) == ("1,234,567 B", "1,234,567", None)
+    assert (full_digits(123456789.4), full_digits(0.5), gib(2.0**30)) == ("123456789", "0.5000", "1.0 GiB")
 
 
 # tables

@@ -59,7 +59,7 @@ def trend(folder: Path, annotations: Path | None = None) -> Trend:
 def changes_in(history: History) -> list[Change]:
     """Every change of every series; false discoveries are controlled over all series that statistics judge."""
     sampled = [series for series in history.series if series.kind is Kind.SAMPLED and len(series.runs) >= FEWEST]
-    found = [steps_in(series.values, _resolution(series)) for series in sampled]  # type: ignore[arg-type]
+    found = [steps_in(series.values, _resolution(series)) for series in sampled]
     adjusted = _adjusted(found)
     changes = []
     for series, steps, p in zip(sampled, found, adjusted, strict=True):
