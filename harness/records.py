@@ -154,18 +154,6 @@ AXES = tuple(f.name for f in fields(Cell))
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What a metric gives: a name, a unit (s, B, 1, MAC, fraction), how it is compared, which way is better."""
-
-    name: str
-    unit: str
-    kind: Kind
-    better: Literal["lower", "higher"] = "lower"
-    forms: tuple[Form, ...] = ("train",)
-    what: str = ""
-
-
-@dataclass(frozen=True)
 class Budget:
     """How much to measure. The whole suite stays upstairs; workers see only this."""
 

@@ -68,6 +68,30 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if size >= 1000 else f"{value:#.4g}"
 
 
+def full_digits(value: float) -> str:
+    """Four digits as in `digits`, but large numbers in full: where a unit has been chosen already."""
+    return f"{value:.0f}" if abs(value) >= 1e7 else digits(value)
+
+
+def exact(value: float, unit: str) -> str | None:
+    """A count to the last one, as ``1,234,567 B``; None where it is not finite or has more digits than a float."""
+    if not math.isfinite(value) or abs(value) >= 1e15:
+        return None
+    return f"{value:,.0f} {unit.replace('1', '')}".strip()
+
+
+def percent(share: float, least: float = 0.0) -> str:
+    """Two digits, whole per cents from 99.5 on, and a size below `least` as 0: ``0.43 %``, ``12 %``, ``130 %``."""
+    if abs(share) < least:
+        return "0 %"
+    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
+
+
+def gib(size: float) -> str:
+    """Bytes as memories and disks are sold and shown: ``15.6 GiB``, whatever their size."""
+    return f"{size / 2**30:.1f} GiB"
+
+
 def interval(low: float, high: float, decimals: int = 2) -> str:
     """``[1.35, 1.41]``; nothing where there is none."""
     if not (math.isfinite(low) and math.isfinite(high)):

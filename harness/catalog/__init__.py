@@ -10,7 +10,8 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from harness.records import Json, Kind, Quantity, TaskKind
+from harness.quantity import Quantity, Rate
+from harness.records import Json, Kind, TaskKind
 from harness.registry import unknown
 
 
@@ -50,15 +51,25 @@ def lookup(kind: str, table: dict[str, Json], name: str) -> Json:
 @cache
 def quantities() -> dict[str, Quantity]:
     """Every quantity that any metric reads, by name."""
-    found = {}
-    for metric in metrics().values():
-        for quantity in metric["quantities"]:
-            found[quantity["name"]] = Quantity(**{**quantity, "kind": Kind(quantity["kind"])})
-    return found
+    return {name: quantity for name, quantity in described().items() if quantity.rate is None}
 
 
-def quantity_of(name: str) -> Quantity | None:
-    return quantities().get(name)
+@cache
+def rates() -> tuple[tuple[Quantity, Rate], ...]:
+    """The quantities that no metric reads, and what each is computed from."""
+    return tuple((quantity, quantity.rate) for quantity in described().values() if quantity.rate is not None)
+
+
+@cache
+def described() -> dict[str, Quantity]:
+    """Every quantity that a report can have, read or computed, by name."""
+    entries = [entry for metric in metrics().values() for entry in (*metric["quantities"], *metric["rates"])]
+    return {entry["name"]: Quantity.from_json(entry) for entry in entries}
+
+
+def quantity_of(name: str) -> Quantity:
+    """As its metric declares it; one no metric reads any more, as of a recorded run, is sampled and says nothing."""
+    return described().get(name) or Quantity(name, "", Kind.SAMPLED)
 
 
 def quantities_of(metric: str, kind: TaskKind) -> list[Quantity]:

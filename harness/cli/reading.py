@@ -14,14 +14,14 @@ from harness.cli.shared import CheckFormat, PlanFormat, ReportFormat, RunPath, a
 @app.command()
 def report(
     run: RunPath,
-    format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.TEXT,
+    format_: ReportFormat = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of printing.")] = None,
 ) -> None:
     """Print a run's tables and its answer in sentences; CSV is the tidy frame in SI units."""
-    from harness.report.page import report as render
+    from harness.report.writing import report as render
     from harness.store.run import open_run
 
-    text = render(open_run(run), format_.value, out)
+    text = render(open_run(run), format_, out)
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
 

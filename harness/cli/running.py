@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,8 +29,6 @@ from harness.cli.shared import (
 
 if TYPE_CHECKING:
     from harness.execution import Outcome
-    from harness.planning import Plan
-    from harness.store.run import Run
 
 
 @app.command()
@@ -163,6 +160,7 @@ def aa(
     """The same code against itself, many times: false alarms, smallest effect found, thresholds that suit."""
     from harness.execution import stoppable
     from harness.execution.aa.experiments import Conditions, read, run_experiments
+    from harness.report.error_rates_text import write_error_rates
     from harness.store.directory import ROOT, fresh
 
     wanted, overrides = planned(suite, set_, None, rounds)
@@ -175,24 +173,8 @@ def aa(
     done = read(folder)
     if not done:
         raise typer.Exit(INTERRUPTED if interrupted else 5)
-    print(calibrated(wanted, done, folder, format_))
+    print(write_error_rates(wanted, done, folder, as_json=format_ is PlanFormat.JSON))
     raise typer.Exit(INTERRUPTED if interrupted else 0)
-
-
-def calibrated(wanted: Plan, done: Sequence[Any], folder: Path, format_: PlanFormat) -> str:
-    """The counts, in print; they, the samples and the verdicts are written beside the experiments."""
-    from harness.planning.looks import shared_confidence
-    from harness.report.error_rates_text import SUMMARY, calibration_json, calibration_text, called, export
-    from harness.verdict.error_rates import calibrate
-
-    budget = wanted.suite.budget
-    confidence = shared_confidence(budget.rounds, budget.precision)
-    found = calibrate(done, confidence)
-    as_json = calibration_json(found, confidence)
-    export(done, called(wanted.cells), confidence, folder)
-    (folder / SUMMARY).write_text(as_json + "\n", encoding="utf-8")
-    text = f"{calibration_text(found, confidence)}\n\n{folder}: every sample, every verdict and these counts"
-    return as_json if format_ is PlanFormat.JSON else text
 
 
 @app.command()
@@ -210,18 +192,19 @@ def doctor(
 
 def _concluded(outcome: Outcome) -> int:
     """Print the report and the last line; return the exit code."""
-    from harness.report.page import report as render
-    from harness.report.page import write_all
+    from harness.report.run_text import last_line, nothing_measured
+    from harness.report.writing import report as render
+    from harness.report.writing import write_all
 
     run, tally = outcome.run, outcome.run.tally()
     if tally["measured"] or tally["failed"]:
         write_all(run)
         print(render(run, "text", None))
     else:
-        _nothing(outcome)
+        print(nothing_measured(outcome), end="")
     if outcome.interrupted:
         print("stopped before the end; the same command goes on with this run", file=sys.stderr)
-    print(_last_line(run, outcome))
+    print(last_line(outcome))
     return INTERRUPTED if outcome.interrupted else _exit_code(tally)
 
 
@@ -229,19 +212,3 @@ def _exit_code(tally: Any) -> int:
     if tally["failed"]:
         return 3
     return 0 if tally["measured"] else 5
-
-
-def _nothing(outcome: Outcome) -> None:
-    for device, reason in outcome.absent.items():
-        print(f"skipped: {device}: {reason}")
-    if outcome.absent:
-        print("  try: harness run suites/cpu.yaml, which needs no accelerator; 'harness plan' shows this suite here")
-
-
-def _last_line(run: Run, outcome: Outcome) -> str:
-    tally = run.tally()
-    left = f", {tally['open']} left" if tally["open"] else ""
-    return (
-        f"{run.path}: {tally['measured']} cells measured ({outcome.reused} reused), {tally['failed']} failed, "
-        f"{tally['unsupported']} unsupported, {tally['skipped']} skipped{left}"
-    )

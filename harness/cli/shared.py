@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import HarnessError
+from harness.report.exporters import EXPORTERS
 
 if TYPE_CHECKING:
     from harness.planning import Plan
@@ -30,14 +31,6 @@ class PlanFormat(StrEnum):
     JSON = "json"
 
 
-class ReportFormat(StrEnum):
-    TEXT = "text"
-    MD = "md"
-    TEX = "tex"
-    CSV = "csv"
-    HTML = "html"
-
-
 class CheckFormat(StrEnum):
     TEXT = "text"
     GITHUB = "github"
@@ -55,6 +48,9 @@ class Retry(StrEnum):
 
 SuitePath = Annotated[Path, typer.Argument(help="A suite's YAML file, as suites/quick.yaml.", metavar="SUITE")]
 RunPath = Annotated[Path, typer.Argument(help="A run's directory, or one with runs in it: the newest.", metavar="RUN")]
+ReportFormat = Annotated[
+    str, typer.Option("--format", metavar=f"<{'|'.join(EXPORTERS)}>", callback=lambda name: EXPORTERS[name].name)
+]
 Only = Annotated[str | None, typer.Option(help="An expression over the axes, or the beginning of a cell's id.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="AXIS=VALUE[,VALUE...] in place of the suite's axis.")]
 

@@ -1,9 +1,15 @@
-"""What an examination finds, and how numbers are told in it."""
+"""What an examination finds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+
+from harness import units
+
+percent = partial(units.percent, least=0.00005)
+"""A share in print; less than 0.005 % of a machine is nothing."""
 
 
 class Severity(StrEnum):
@@ -24,14 +30,3 @@ class Finding:
     what: str
     why: str = ""
     do: str = ""
-
-
-def percent(share: float) -> str:
-    """To two digits: a noise of 0.43 % and one of 12 % are both told well enough."""
-    if abs(share) < 0.00005:
-        return "0 %"
-    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 
 from harness.doctor.cards import cards
-from harness.doctor.finding import Finding, Severity, gib, percent
+from harness.doctor.finding import Finding, Severity, percent
 from harness.doctor.steadiness import JUDGED_ROUNDS, Noise
 from harness.machine.fingerprint import BUSY_PERCENT
 from harness.records import Json
+from harness.units import gib
 
 FINE_EFFECT = 0.03
 """The default threshold of times: a machine that cannot tell 3 % in ten rounds leaves `ab` and `check` undecided."""

@@ -128,8 +128,7 @@ class Stopping:
 
 
 def is_sampled(metric: str) -> bool:
-    quantity = quantity_of(metric)
-    return quantity is None or quantity.kind is Kind.SAMPLED
+    return quantity_of(metric).kind is Kind.SAMPLED
 
 
 def _width(logs: Sequence[float], confidence: float) -> float:

@@ -8,12 +8,13 @@ turns with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.measuring.explaining import explained
 from harness.measuring.subject import Subject
-from harness.records import Form, Json, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Form, Json, Reading, TaskKind
 from harness.registry import Registry
 
 
@@ -42,6 +43,8 @@ class Metric:
     what: str
     on_device: bool = True
     """Whether it touches the cell's device; counts of shapes do not, and work where the device is absent."""
+    rates: tuple[Quantity, ...] = ()
+    """Quantities that are computed from its own and others when a run is read."""
 
     def readings(self, subject: Subject, options: Mapping[str, Json]) -> list[Reading]:
         return self._made(subject, options)
@@ -62,8 +65,14 @@ class Metric:
         return {name: options.get(name, declared["default"]) for name, declared in self.options.items()}
 
     def to_json(self) -> Json:
-        quantities = [asdict(quantity) for quantity in self.quantities]
-        return {"task": str(self.task), "quantities": quantities, "options": dict(self.options), "what": self.what}
+        """As the catalog has it."""
+        return {
+            "task": str(self.task),
+            "quantities": [quantity.to_json() for quantity in self.quantities],
+            "rates": [rate.to_json() for rate in self.rates],
+            "options": dict(self.options),
+            "what": self.what,
+        }
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -76,11 +85,16 @@ def metric(
     options: Mapping[str, Json] | None = None,
     on_device: bool = True,
 ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
-    """Register the function below as the metric `name`; the first line of its docstring describes it."""
+    """Register the function below as the metric `name`; the first line of its docstring describes it.
+
+    It reads every quantity but those with a `rate`.
+    """
+    read = tuple(quantity for quantity in quantities if quantity.rate is None)
+    rates = tuple(quantity for quantity in quantities if quantity.rate is not None)
 
     def add(function: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
         what = (function.__doc__ or "").strip().splitlines()[0]
-        METRICS.register(name)(Metric(name, task, tuple(quantities), options or {}, function, what, on_device))
+        METRICS.register(name)(Metric(name, task, read, options or {}, function, what, on_device, rates))
         return function
 
     return add

@@ -12,7 +12,8 @@ from harness.errors import Unsupported
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
 from harness.models import fuse
-from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Phrase, Quantity, Theme, Wording
+from harness.records import Form, Json, Kind, Reading, TaskKind
 from harness.training.loop import Learned, Objective, learn
 
 BOTH: tuple[Form, ...] = ("train", "fused")
@@ -27,10 +28,33 @@ OPTIONS = {
 @metric(
     "accuracy",
     TaskKind.TRAINING,
-    Quantity("accuracy", "fraction", Kind.SAMPLED, "higher", BOTH, "top-1 on the test images"),
-    Quantity("changed_predictions", "1", Kind.SAMPLED, forms=("fused",), what="test images folding changes"),
-    Quantity("train_loss", "1", Kind.SAMPLED, what="mean loss over the last tenth of the steps"),
-    Quantity("diverged_at_step", "1", Kind.SAMPLED, "higher", what="where the loss was not a number, if it ever was"),
+    Quantity(
+        "accuracy",
+        "fraction",
+        Kind.SAMPLED,
+        "higher",
+        BOTH,
+        "top-1 on the test images",
+        theme=Theme.EXACT,
+        phrases=(Phrase(Wording.POINTS, "accuracy", adjective="accurate"),),
+    ),
+    Quantity(
+        "changed_predictions",
+        "1",
+        Kind.SAMPLED,
+        forms=("fused",),
+        what="test images folding changes",
+        theme=Theme.EXACT,
+    ),
+    Quantity("train_loss", "1", Kind.SAMPLED, what="mean loss over the last tenth of the steps", theme=Theme.EXACT),
+    Quantity(
+        "diverged_at_step",
+        "1",
+        Kind.SAMPLED,
+        "higher",
+        what="where the loss was not a number, if it ever was",
+        theme=Theme.EXACT,
+    ),
     options=OPTIONS,
 )
 def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, train_images: int) -> Iterable[Reading]:

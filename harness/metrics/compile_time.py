@@ -15,7 +15,8 @@ from harness.errors import Unsupported
 from harness.measuring.calls import forward_pass, steady
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
-from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Form, Json, Kind, Reading, TaskKind
 
 OPTIONS: dict[str, Json] = {
     "backend": {
@@ -75,7 +76,7 @@ def _call(subject: Subject, form: Form, model: nn.Module) -> Callable[[], object
         model.zero_grad(set_to_none=True)
         with subject.autocast():
             loss = subject.loss(model(x), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
 
     return forward_and_backward
 

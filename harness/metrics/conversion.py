@@ -14,7 +14,8 @@ from harness.measuring.subject import Subject
 from harness.memory import StorageTracker, live_bytes
 from harness.memory.steps import no_collection
 from harness.models import fuse
-from harness.records import Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Kind, Reading, TaskKind
 
 
 @metric(

@@ -16,7 +16,8 @@ from harness.measuring.subject import Subject
 from harness.memory import meta_copy
 from harness.models import fuse
 from harness.models.warehouses import WarehouseReport
-from harness.records import Form, Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Phrase, Quantity, Theme, Wording
+from harness.records import Form, Json, Kind, Reading, TaskKind
 
 BOTH: tuple[Form, ...] = ("train", "fused")
 
@@ -30,7 +31,20 @@ def _forms(subject: Subject) -> Iterable[tuple[Form, nn.Module]]:
         yield "fused", fuse(meta_copy(model).eval())
 
 
-@metric("params", TaskKind.CELL, Quantity("params", "1", Kind.COUNT, forms=BOTH, what="parameters"), on_device=False)
+@metric(
+    "params",
+    TaskKind.CELL,
+    Quantity(
+        "params",
+        "1",
+        Kind.COUNT,
+        forms=BOTH,
+        what="parameters",
+        rank=110,
+        phrases=(Phrase(Wording.COUNT, "parameters", rank=10),),
+    ),
+    on_device=False,
+)
 def params(subject: Subject) -> Iterable[Reading]:
     """Parameters of the whole model, buffers left out; of shared warehouses what each is made of, as a fact."""
     for form, model in _forms(subject):
@@ -45,9 +59,23 @@ def _warehouses(model: nn.Module) -> dict[str, Json]:
 @metric(
     "macs",
     TaskKind.CELL,
-    Quantity("macs", "MAC", Kind.COUNT, forms=BOTH, what="multiply-accumulates of a forward pass, for one image"),
     Quantity(
-        "macs_kernel", "MAC", Kind.COUNT, forms=BOTH, what="multiply-accumulates a pass spends on composing kernels"
+        "macs",
+        "MAC",
+        Kind.COUNT,
+        forms=BOTH,
+        what="multiply-accumulates of a forward pass, for one image",
+        rank=90,
+        theme=Theme.RUN,
+        phrases=(Phrase(Wording.COUNT, "MACs", rank=20),),
+    ),
+    Quantity(
+        "macs_kernel",
+        "MAC",
+        Kind.COUNT,
+        forms=BOTH,
+        what="multiply-accumulates a pass spends on composing kernels",
+        theme=Theme.RUN,
     ),
     Quantity(
         "macs_mixing",
@@ -55,9 +83,16 @@ def _warehouses(model: nn.Module) -> dict[str, Json]:
         Kind.COUNT,
         forms=BOTH,
         what="multiply-accumulates that make an image its own kernels; beside macs",
+        rank=100,
+        theme=Theme.RUN,
     ),
     Quantity(
-        "winograd_muls", "MAC", Kind.COUNT, forms=BOTH, what="macs, 3x3 at stride 1 counted 4/9: Winograd F(2x2, 3x3)"
+        "winograd_muls",
+        "MAC",
+        Kind.COUNT,
+        forms=BOTH,
+        what="macs, 3x3 at stride 1 counted 4/9: Winograd F(2x2, 3x3)",
+        theme=Theme.RUN,
     ),
     on_device=False,
 )

@@ -9,7 +9,8 @@ from harness.measuring.calls import steady
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject, optimizer_options
 from harness.measuring.training_step import Training
-from harness.records import Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Kind, Reading, TaskKind
 
 
 @metric(

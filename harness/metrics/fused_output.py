@@ -18,7 +18,8 @@ from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
 from harness.metrics.fusion_error import LARGEST_BATCH
 from harness.models import fuse, randomize_statistics
-from harness.records import Kind, Quantity, Reading, TaskKind, Variant
+from harness.quantity import Quantity
+from harness.records import Kind, Reading, TaskKind, Variant
 
 PROJECTIONS = 16
 """A change spread over the output hides from one direction with luck: from all of them, within a hundredth of its

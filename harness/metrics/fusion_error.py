@@ -18,7 +18,8 @@ from harness.blocks.base import ConvSpec, FusableBlock
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
 from harness.models import fuse, randomize_statistics
-from harness.records import Form, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Phrase, Quantity, Wording
+from harness.records import Form, Kind, Reading, TaskKind
 
 LARGEST_BATCH = 4
 """Exactness does not depend on the batch, and a float64 yardstick on the CPU is slow."""
@@ -26,13 +27,42 @@ LARGEST_BATCH = 4
 FUSED: tuple[Form, ...] = ("fused",)
 
 
+LIMITS = {
+    "float64": 1e-12,  # folding is done in float64: some thousand roundings of 1e-16
+    "float32": 5e-6,  # a weight is rounded once (6e-8); a convolution sums a few thousand products
+    "tf32": 5e-3,  # products keep 10 bits of mantissa (1e-3)
+    "float16": 1e-2,  # 10 bits of mantissa, and small weights fall below its normal range
+    "bfloat16": 5e-2,  # 7 bits of mantissa (8e-3), summed over branches
+}
+"""Largest relative error of the fused form, by dtype."""
+
+
 @metric(
     "fusion_error",
     TaskKind.CELL,
-    Quantity("fusion_error", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error of the output"),
-    Quantity("fusion_error_max", "1", Kind.BOUNDED, forms=FUSED, what="largest error over largest output"),
-    Quantity("fusion_error_rim", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error where padding is seen"),
-    Quantity("fusion_error_interior", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error elsewhere"),
+    Quantity(
+        "fusion_error",
+        "1",
+        Kind.BOUNDED,
+        forms=FUSED,
+        what="relative L2 error of the output",
+        limits=LIMITS,
+        phrases=(Phrase(Wording.ERROR, verb="folds", negative="does not fold"),),
+    ),
+    Quantity(
+        "fusion_error_max", "1", Kind.BOUNDED, forms=FUSED, what="largest error over largest output", limits=LIMITS
+    ),
+    Quantity(
+        "fusion_error_rim",
+        "1",
+        Kind.BOUNDED,
+        forms=FUSED,
+        what="relative L2 error where padding is seen",
+        limits=LIMITS,
+    ),
+    Quantity(
+        "fusion_error_interior", "1", Kind.BOUNDED, forms=FUSED, what="relative L2 error elsewhere", limits=LIMITS
+    ),
 )
 def fusion_error(subject: Subject) -> Iterable[Reading]:
     """Relative error of the fused form against the train form in float64, batch norm randomised.

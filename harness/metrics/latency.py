@@ -8,7 +8,10 @@ from harness.measuring.calls import forward_pass
 from harness.measuring.captured import captured
 from harness.measuring.metric import Step, metric
 from harness.measuring.subject import Subject
-from harness.records import Json, Kind, Quantity, TaskKind
+from harness.quantity import Phrase, Quantity, Rate, Theme, Wording
+from harness.records import Form, Json, Kind, TaskKind
+
+FORMS: tuple[Form, ...] = ("train", "fused")
 
 OPTIONS: dict[str, Json] = {
     "cold": {
@@ -27,7 +30,33 @@ OPTIONS: dict[str, Json] = {
 @metric(
     "latency",
     TaskKind.VISIT,
-    Quantity("latency", "s", Kind.SAMPLED, forms=("train", "fused"), what="seconds per forward pass in eval mode"),
+    Quantity(
+        "latency",
+        "s",
+        Kind.SAMPLED,
+        forms=FORMS,
+        what="seconds per forward pass in eval mode",
+        rank=70,
+        theme=Theme.RUN,
+        phrases=(
+            Phrase(Wording.TIME, "running time as trained", "runs as trained", form="train"),
+            Phrase(Wording.TIME, "running time", "runs"),
+            Phrase(Wording.TIME, "running time once fused", "runs fused", form="fused"),
+        ),
+        axis="time of a forward pass",
+    ),
+    Quantity(
+        "mac_rate",
+        "MAC/s",
+        Kind.SAMPLED,
+        "higher",
+        FORMS,
+        "multiply-accumulates per second of a forward pass",
+        rank=80,
+        theme=Theme.RUN,
+        axis="achieved rate",
+        rate=Rate("latency", per_image=("macs",), per_step=("macs_kernel",)),
+    ),
     options=OPTIONS,
 )
 def latency(subject: Subject, cold: bool, graph: bool) -> Iterable[Step]:

@@ -10,7 +10,8 @@ from harness.measuring.metric import metric, one
 from harness.measuring.predicted_step import Prediction, assumptions, predicting
 from harness.measuring.subject import Subject
 from harness.measuring.trials import fits_for_real
-from harness.records import Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Json, Kind, Reading, TaskKind
 from harness.units import as_bytes
 
 LARGEST = 2**20
@@ -29,7 +30,7 @@ OPTIONS: dict[str, Json] = {
 @metric(
     "max_batch",
     TaskKind.CELL,
-    Quantity("max_batch", "1", Kind.COUNT, "higher", what="predicted largest batch that fits the memory"),
+    Quantity("max_batch", "1", Kind.COUNT, "higher", what="predicted largest batch that fits the memory", rank=60),
     # an allocator's fragmentation is not a count
     Quantity("max_batch_tried", "1", Kind.SAMPLED, "higher", what="largest batch that fitted the memory when tried"),
     options=OPTIONS,

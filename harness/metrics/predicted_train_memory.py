@@ -7,13 +7,28 @@ from collections.abc import Iterable
 from harness.measuring.metric import metric, one
 from harness.measuring.predicted_step import assumptions, breakdown, predict
 from harness.measuring.subject import Subject, optimizer_options
-from harness.records import Kind, Quantity, Reading, TaskKind
+from harness.quantity import Parts, Phrase, Quantity, Wording
+from harness.records import Kind, Reading, TaskKind
+
+MEASURED = ("train_memory",)
+"""What is told instead of the prediction where both are there."""
 
 
 @metric(
     "predicted_train_memory",
     TaskKind.CELL,
-    Quantity("predicted_train_memory", "B", Kind.COUNT, what="predicted peak of live tensors over a training step"),
+    Quantity(
+        "predicted_train_memory",
+        "B",
+        Kind.COUNT,
+        what="predicted peak of live tensors over a training step",
+        rank=40,
+        phrases=(Phrase(Wording.BYTES, "the predicted peak of training", unless=MEASURED),),
+        parts=(
+            Parts("phases", "The peak of training by phase (predicted)", unless=MEASURED),
+            Parts("categories", "What the peak of training is made of (predicted)", unless=MEASURED),
+        ),
+    ),
     on_device=False,
 )
 def predicted_train_memory(subject: Subject) -> Iterable[Reading]:

@@ -12,7 +12,8 @@ from harness.errors import Unsupported
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
 from harness.measuring.training_step import Training
-from harness.records import Kind, Quantity, Reading, TaskKind
+from harness.quantity import Quantity
+from harness.records import Kind, Reading, TaskKind
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FORGET_PEAK = "5"

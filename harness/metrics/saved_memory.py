@@ -12,7 +12,8 @@ from harness.errors import Unsupported
 from harness.measuring.metric import metric, one
 from harness.measuring.subject import Subject
 from harness.memory import Saved, saved_storages
-from harness.records import Kind, Quantity, Reading, TaskKind
+from harness.quantity import Parts, Phrase, Quantity, Wording
+from harness.records import Kind, Reading, TaskKind
 
 SEVERAL, WHOLE, OUTSIDE = "several branches", "the block itself", "outside of blocks"
 """What more than one branch keeps (their input), a block without branches, and the network around the blocks."""
@@ -21,7 +22,17 @@ SEVERAL, WHOLE, OUTSIDE = "several branches", "the block itself", "outside of bl
 @metric(
     "saved_memory",
     TaskKind.CELL,
-    Quantity("saved_memory", "B", Kind.COUNT, what="bytes one forward pass keeps for backward"),
+    Quantity(
+        "saved_memory",
+        "B",
+        Kind.COUNT,
+        what="bytes one forward pass keeps for backward",
+        rank=50,
+        phrases=(
+            Phrase(Wording.BYTES, "what is kept for backward", unless=("train_memory", "predicted_train_memory")),
+        ),
+        parts=(Parts("branches", "Kept for backward, by branch"),),
+    ),
 )
 def saved_memory(subject: Subject) -> Iterable[Reading]:
     """Bytes that one training forward keeps for backward, by branch.

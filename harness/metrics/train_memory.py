@@ -12,13 +12,25 @@ from harness.measuring.predicted_step import assumptions, breakdown, predict
 from harness.measuring.subject import Subject, optimizer_options
 from harness.measuring.training_step import Training
 from harness.memory import peak_step_bytes
-from harness.records import Json, Kind, Quantity, Reading, TaskKind
+from harness.quantity import Parts, Phrase, Quantity, Wording
+from harness.records import Json, Kind, Reading, TaskKind
 
 
 @metric(
     "train_memory",
     TaskKind.CELL,
-    Quantity("train_memory", "B", Kind.COUNT, what="peak of live tensors over a training step"),
+    Quantity(
+        "train_memory",
+        "B",
+        Kind.COUNT,
+        what="peak of live tensors over a training step",
+        rank=30,
+        phrases=(Phrase(Wording.BYTES, "the peak of training"),),
+        parts=(
+            Parts("phases", "The peak of training by phase"),
+            Parts("categories", "What the peak of training is made of"),
+        ),
+    ),
     # What an allocator holds in reserve, and what a first step tries out, is the machine's affair and not a count.
     Quantity("train_memory_reserved", "B", Kind.SAMPLED, what="peak of what the allocator held (accelerators)"),
     Quantity("train_memory_first", "B", Kind.SAMPLED, what="peak over the very first step (accelerators)"),

@@ -8,7 +8,8 @@ from harness.measuring.captured import captured
 from harness.measuring.metric import Step, metric
 from harness.measuring.subject import Subject, optimizer_options
 from harness.measuring.training_step import Training
-from harness.records import Json, Kind, Quantity, TaskKind
+from harness.quantity import Phrase, Quantity, Rate, Wording
+from harness.records import Json, Kind, TaskKind
 
 OPTIONS: dict[str, Json] = {
     "graph": {
@@ -22,7 +23,15 @@ OPTIONS: dict[str, Json] = {
 @metric(
     "train_step",
     TaskKind.VISIT,
-    Quantity("train_step", "s", Kind.SAMPLED, what="seconds per training step"),
+    Quantity(
+        "train_step",
+        "s",
+        Kind.SAMPLED,
+        what="seconds per training step",
+        rank=10,
+        phrases=(Phrase(Wording.TIME, "training time", "trains"),),
+    ),
+    Quantity("throughput", "1/s", Kind.SAMPLED, "higher", what="images per second", rank=20, rate=Rate("train_step")),
     options=OPTIONS,
 )
 def train_step(subject: Subject, graph: bool) -> Iterable[Step]:

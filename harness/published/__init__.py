@@ -5,7 +5,7 @@ holds an entry against a plan before anything is measured; harness.report.publis
 side by side.
 """
 
-from harness.published.entries import check, speaks_of
+from harness.published.entries import check, matching_cells
 from harness.published.figures import Figure, figure, figures
 
-__all__ = ["Figure", "check", "figure", "figures", "speaks_of"]
+__all__ = ["Figure", "check", "figure", "figures", "matching_cells"]

@@ -30,7 +30,7 @@ def check(suite: Suite, plan: Plan, complete: bool = True) -> None:
         _Entry(suite, plan, entry, ("published", i), complete).check()
 
 
-def speaks_of(text: str, cells: Iterable[Cell]) -> list[Cell]:
+def matching_cells(text: str, cells: Iterable[Cell]) -> list[Cell]:
     """The cells for which a figure's expression holds; one, where all is well."""
     expression = Expression(text)
     return [cell for cell in cells if expression.holds(cell)]
@@ -74,7 +74,7 @@ class _Entry:
     def _cell(self, text: str, place: Location) -> Cell | None:
         """The one cell that the expression is true of; None where it may be missing."""
         try:
-            found = speaks_of(text, self.plan.cells)
+            found = matching_cells(text, self.plan.cells)
         except HarnessError as problem:
             raise self.suite.fail(problem.problem, problem.remedy, place) from None
         if len(found) > 1:
@@ -97,7 +97,7 @@ class _Entry:
 
     def _why_none(self, text: str) -> str:
         left_out = {each.cell.id: each.reason for each in self.plan.excluded}
-        for cell in speaks_of(text, [each.cell for each in self.plan.excluded]):
+        for cell in matching_cells(text, [each.cell for each in self.plan.excluded]):
             return f"drop the figure, or mend what leaves its cell out: {left_out[cell.id]}"
         return "mend the expression; 'harness plan' without this entry lists the cells"
 

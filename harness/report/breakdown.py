@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from harness import catalog
 from harness.records import Json
-from harness.report.tables import MISSING, Column, GroupView, Table
+from harness.report.document import MISSING, Column, Table
+from harness.report.tables import GroupView
 from harness.units import scale_for
 
 if TYPE_CHECKING:
@@ -15,41 +17,40 @@ if TYPE_CHECKING:
 Facts = Mapping[tuple[str, str], Mapping[str, Json]]
 """Cell and metric -> the facts of its newest reading."""
 
-PARTS = (
-    (("train_memory", "predicted_train_memory"), "phases", "The peak of training by phase"),
-    (("train_memory", "predicted_train_memory"), "categories", "What the peak of training is made of"),
-    (("saved_memory",), "branches", "Kept for backward, by branch"),
-)
-"""Metrics, of which the first that has it is shown, the fact, and the table's title."""
-
 
 def facts_of(run: Run) -> Facts:
-    """The facts of every reading that has the parts shown here."""
-    shown = {metric for metrics, _, _ in PARTS for metric in metrics}
+    """The facts of every reading that has parts to be shown."""
     found = {}
     for record in run.records():
         for reading in record.readings:
-            if reading.metric in shown:
+            if catalog.quantity_of(reading.metric).parts:
                 found[record.cell, reading.metric] = reading.facts
     return found
 
 
 def breakdowns(view: GroupView, facts: Facts) -> list[Table]:
     """One group's tables of parts; none for what was not measured."""
+    split = [quantity for quantity in catalog.quantities().values() if quantity.parts]
     tables = []
-    for metrics, fact, title in PARTS:
-        for metric in metrics:
-            rows = {cell: facts.get((cell, metric), {}).get(fact, {}) for cell in view.variants}
-            if any(rows.values()):
-                named = title if metric == metrics[0] else f"{title} (predicted)"
-                tables.append(_table(view, named, rows))
-                break
+    for quantity in sorted(split, key=lambda one: (one.rank, one.name)):
+        for parts in quantity.parts:
+            rows = _rows(view, facts, quantity.name, parts.fact)
+            if any(rows.values()) and not any(_has(view, facts, other, parts.fact) for other in parts.unless):
+                tables.append(_table(view, parts.title, quantity.unit, rows))
     return tables
 
 
-def _table(view: GroupView, title: str, rows: Mapping[str, Mapping[str, int]]) -> Table:
+def _rows(view: GroupView, facts: Facts, metric: str, fact: str) -> dict[str, Mapping[str, int]]:
+    return {cell: facts.get((cell, metric), {}).get(fact, {}) for cell in view.variants}
+
+
+def _has(view: GroupView, facts: Facts, metric: str, fact: str) -> bool:
+    return any(_rows(view, facts, metric, fact).values())
+
+
+def _table(view: GroupView, title: str, unit: str, rows: Mapping[str, Mapping[str, int]]) -> Table:
     sizes = [size for row in rows.values() for size in row.values()]
-    scale = scale_for("B", [max(sizes)])
+    scale = scale_for(unit, [max(sizes)])
     names = dict.fromkeys(name for row in rows.values() for name in row)
     columns = tuple(
         Column(

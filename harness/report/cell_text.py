@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import catalog
+from harness.catalog import quantity_of
 from harness.errors import HarnessError
 from harness.records import Kind, Record
 from harness.registry import unknown
@@ -18,9 +18,6 @@ from harness.verdict.labels import axes_of, describe, reading_name, varying
 
 if TYPE_CHECKING:
     from harness.verdict.protocols import Run
-
-CLOSE = frozenset(name for name, quantity in catalog.quantities().items() if quantity.kind is Kind.CLOSE)
-"""Quantities whose several values are one result."""
 
 TAIL = 40
 """Lines of a dead worker's output: its last words are there."""
@@ -68,7 +65,7 @@ def _samples(run: Run, cell: str) -> Iterator[str]:
             whole = abs(values[0]) < 1e15 and float(values[0]).is_integer() and scale.factor != 1
             yield f"  {name}: {scale.with_unit(values[0])}{f' ({values[0]:,.0f})' if whole else ''}"
             continue
-        if str(rows["metric"].iloc[0]) in CLOSE:
+        if quantity_of(str(metric)).kind is Kind.CLOSE:  # several values that are one result
             yield f"  {name}: {' '.join(f'{value:.6g}' for value in values)}"
             continue
         middle, least, most = (scale.text(f(finite)) if len(finite) else "–" for f in (np.median, np.min, np.max))

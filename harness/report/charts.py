@@ -1,4 +1,4 @@
-"""Figures from a run: ratios with their intervals, and time against kernel size. PNG, made without a display."""
+"""Figures from a run: ratios with their intervals, and times over kernel sizes. PNG, made without a display."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from harness import catalog
+from harness.quantity import Quantity
 from harness.records import Kind
 from harness.report.environment import hardware
 from harness.report.tables import GroupView, heading
@@ -99,19 +101,25 @@ def _ratio_panel(panel: Axes, view: GroupView, variants: list[str], quantity: tu
 
 
 def kernel_size_figure(run: Run) -> Figure | None:
-    """Latency and MACs per second against the kernel size; None unless two sizes were timed."""
+    """What has an axis (latency and MACs per second) against the kernel size; None unless two sizes were timed."""
     from matplotlib.figure import Figure
 
     series = _kernel_series(run)
     if not series:
         return None
-    figure = Figure(figsize=(10.5, 4.0), layout="constrained")
-    times, rates = figure.subplots(1, 2)
-    _kernel_panel(times, series, "latency", "time of a forward pass")
-    _kernel_panel(rates, series, "mac_rate", "achieved rate")
-    figure.legend(*times.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    drawn = _over_kernel_sizes()
+    figure = Figure(figsize=(2.5 + 4.0 * len(drawn), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for panel, quantity in zip(panels, drawn, strict=True):
+        _kernel_panel(panel, series, quantity.name, quantity.axis)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.suptitle(f"Forward pass against kernel size (bars: 99 % intervals)\n{hardware(run.environment)}", fontsize=9)
     return figure
+
+
+def _over_kernel_sizes() -> list[Quantity]:
+    """The quantities that are drawn against the kernel size, in the order of their tables."""
+    return sorted((one for one in catalog.described().values() if one.axis), key=lambda one: (one.rank, one.name))
 
 
 def _kernel_panel(panel: Axes, series: dict[Series, list[dict[str, Any]]], metric: str, name: str) -> None:
@@ -133,8 +141,8 @@ def _kernel_panel(panel: Axes, series: dict[Series, list[dict[str, Any]]], metri
 
 def _line(panel: Axes, points: list[dict[str, Any]], factor: float, label: str, place: int, dashes: str) -> None:
     values = [row["value"] / factor for row in points]
-    ends = [[_size(row["value"] - row["low"]) / factor for row in points],
-            [_size(row["high"] - row["value"]) / factor for row in points]]  # fmt: skip
+    ends = [[_or_zero(row["value"] - row["low"]) / factor for row in points],
+            [_or_zero(row["high"] - row["value"]) / factor for row in points]]  # fmt: skip
     panel.errorbar(
         [row["kernel_size"] for row in points], values, yerr=ends, capsize=3, markersize=5, linewidth=1.2,
         linestyle=dashes,
@@ -142,17 +150,18 @@ def _line(panel: Axes, points: list[dict[str, Any]], factor: float, label: str, 
     )  # fmt: skip
 
 
-def _size(value: float) -> float:
+def _or_zero(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
 def _kernel_series(run: Run) -> dict[Series, list[dict[str, Any]]]:
-    """Rows of latency and mac_rate by everything but the kernel size, and form; lines of one point are left out."""
+    """Rows of what is drawn by everything but the kernel size, and form; lines of one point are left out."""
     cells, frame = run.cells, run.frame()
     if cells["kernel_size"].nunique() < 2:
         return {}
     vary = varying(cells) - {"kernel_size"}
-    timed = frame[frame["metric"].isin(["latency", "mac_rate"]) & frame["value"].notna() & frame["kernel_size"].notna()]
+    drawn = [quantity.name for quantity in _over_kernel_sizes()]
+    timed = frame[frame["metric"].isin(drawn) & frame["value"].notna() & frame["kernel_size"].notna()]
     series: dict[Series, list[dict[str, Any]]] = {}
     for row in timed.to_dict("records"):
         axes = axes_of(cells, row["cell"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict
 from typing import Any
 
 from harness.registry import unknown
 from harness.report.github import workflow_commands
+from harness.report.plain_json import json_text
 from harness.report.row_text import change_text, repeats, tally, value_text, verdict_text
 from harness.verdict.labels import reading_name
 from harness.verdict.rows import Check, Row
@@ -69,13 +68,6 @@ def _json(check: Check) -> str:
         "notes": list(check.notes),
         "counts": {str(verdict): check.counts[verdict] for verdict in Verdict},
         "failed": dict(check.failed),
-        "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in check.rows],
+        "rows": [asdict(row) for row in check.rows],
     }
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return str(value) if isinstance(value, Verdict) else value
+    return json_text(value)

@@ -11,9 +11,10 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.doctor import Report
-from harness.doctor.finding import Finding, Severity, gib, percent
+from harness.doctor.finding import Finding, Severity, percent
 from harness.doctor.steadiness import JUDGED_ROUNDS, Noise
 from harness.records import Json
+from harness.units import gib
 
 
 def doctor_text(report: Report) -> str:
@@ -80,9 +81,9 @@ def _device(device: Json) -> str:
 def _now(state: Json) -> list[str]:
     """What a card says of itself at this moment, as far as it says anything."""
     units = {"sm_clock": (1e-6, "MHz"), "temperature": (1.0, "°C"), "power": (1.0, "W"), "busy": (100.0, "% busy")}
-    said = [f"{scale * state[name]:.0f} {unit}" for name, (scale, unit) in units.items() if name in state]
+    known = [f"{scale * state[name]:.0f} {unit}" for name, (scale, unit) in units.items() if name in state]
     reasons = [reason for reason in state.get("throttle", ()) if reason != "idle"]
-    return said + ([f"held back: {', '.join(reasons)}"] if reasons else [])
+    return known + ([f"held back: {', '.join(reasons)}"] if reasons else [])
 
 
 def _noise_rows(noise: Noise) -> list[list[str]]:

@@ -12,18 +12,32 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from harness.planning import Plan
+from harness.planning.looks import shared_confidence
 from harness.records import AXES, Cell, Json
-from harness.verdict.error_rates import Calibration, Share, judged
+from harness.verdict.error_rates import ErrorRates, Share, error_rates, trials_of
 
 SAMPLES, VERDICTS, SUMMARY = "samples.csv.gz", "verdicts.csv.gz", "calibration.json"
 
 
-def calibration_text(found: Sequence[Calibration], confidence: float) -> str:
+def write_error_rates(plan: Plan, experiments: Sequence[Json], folder: Path, as_json: bool) -> str:
+    """The counts, in print; they, the samples and the verdicts are written beside the experiments."""
+    budget = plan.suite.budget
+    confidence = shared_confidence(budget.rounds, budget.precision)
+    found = error_rates(experiments, confidence)
+    counts = error_rates_json(found, confidence)
+    export(experiments, cell_names(plan.cells), confidence, folder)
+    (folder / SUMMARY).write_text(counts + "\n", encoding="utf-8")
+    text = f"{error_rates_text(found, confidence)}\n\n{folder}: every sample, every verdict and these counts"
+    return counts if as_json else text
+
+
+def error_rates_text(found: Sequence[ErrorRates], confidence: float) -> str:
     """Counts with their bounds per condition, what can be found, and which threshold suits this machine."""
-    return "\n\n".join(_condition(calibration, confidence) for calibration in found)
+    return "\n\n".join(_condition(rates, confidence) for rates in found)
 
 
-def _condition(found: Calibration, confidence: float) -> str:
+def _condition(found: ErrorRates, confidence: float) -> str:
     if not found.covered.of:
         return f"{found.condition}: {found.experiments} experiments, and no reading in them that could be judged"
     alarms, threshold = found.false_alarms, 100 * found.threshold
@@ -52,7 +66,7 @@ def _counted(share: Share) -> str:
     return f"{share.count} of {share.of}"
 
 
-def _advice(found: Calibration) -> Iterator[str]:
+def _advice(found: ErrorRates) -> Iterator[str]:
     if found.found:
         smallest = found.smallest
         yield (
@@ -70,7 +84,7 @@ def _advice(found: Calibration) -> Iterator[str]:
     )
 
 
-def calibration_json(found: Sequence[Calibration], confidence: float) -> str:
+def error_rates_json(found: Sequence[ErrorRates], confidence: float) -> str:
     """The same for a program; shares as [count, of, lower bound, upper bound]."""
 
     def plain(share: Share) -> Json:
@@ -95,7 +109,7 @@ def calibration_json(found: Sequence[Calibration], confidence: float) -> str:
     return json.dumps(conditions, indent=1)
 
 
-def called(cells: Sequence[Cell]) -> dict[str, str]:
+def cell_names(cells: Sequence[Cell]) -> dict[str, str]:
     """Cell id -> the block and whatever else varies over the cells, in a few words."""
     axes = {cell.id: cell.axes() for cell in cells}
     vary = [axis for axis in AXES if axis == "block" or len({each[axis] for each in axes.values()}) > 1]
@@ -103,7 +117,7 @@ def called(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def export(experiments: Sequence[Json], names: dict[str, str], confidence: float, out: Path) -> None:
-    """Write every sample of both sides and every verdict as compressed CSV; `names`: cell id -> how it is called."""
+    """Write every sample of both sides and every verdict as compressed CSV; `names`: cell id -> its name in print."""
     _write(out / SAMPLES, ["condition", "experiment", "reading", "delta", "round", "pass", "a", "b"],
            _samples(experiments, names))  # fmt: skip
     columns = ["condition", "experiment", "reading", "delta", "verdict", "ratio", "low", "high", "rounds", "seconds"]
@@ -122,7 +136,7 @@ def _samples(experiments: Sequence[Json], names: dict[str, str]) -> Iterator[Seq
 
 
 def _verdicts(experiments: Sequence[Json], names: dict[str, str], confidence: float) -> Iterator[Sequence[Json]]:
-    for row in judged(experiments, confidence):
+    for row in trials_of(experiments, confidence):
         numbers = [f"{value:.6g}" for value in (row.ratio, row.low, row.high)]
         yield (
             row.condition, row.experiment, _label(row.reading, names), row.slowed, row.verdict, *numbers, row.rounds,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.report.row_text import change_text, repeats, tally, value_text, verdict_text
+from harness.report.workflow_command import workflow_command
 from harness.verdict.labels import reading_name
 from harness.verdict.rows import Check, Exit, Row
 from harness.verdict.rules import Verdict
@@ -43,7 +44,7 @@ class _Annotation:
     message: str
 
     def __str__(self) -> str:
-        return f"::{self.type} title={_property(self.title)}::{_data(self.message)}"
+        return workflow_command(self.type, self.title, self.message)
 
 
 def workflow_commands(check: Check) -> str:
@@ -80,15 +81,6 @@ def _within_the_limits(found: list[_Annotation]) -> list[_Annotation]:
     counts = ", ".join(f"{number} {type_}{'s' * (number > 1)}" for type_, number in left.items())
     where = "the job summary has the most important, --format json has them all"
     return [*shown, _Annotation("notice", f"and {sum(left.values())} more", f"not annotated: {counts}; {where}")]
-
-
-def _data(text: str) -> str:
-    """As a workflow command wants its message."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 # the summary

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, cast
 
 from harness import catalog
 from harness.errors import HarnessError
-from harness.published import Figure, figure, speaks_of
+from harness.published import Figure, figure, matching_cells
 from harness.records import AXES, Cell, Kind, Reading, Record, Status
-from harness.report.tables import MISSING, Column, GroupView, Table
+from harness.report.document import MISSING, Column, PublishedTable, Table
+from harness.report.tables import GroupView
 from harness.suite import Published, published_in
-from harness.units import Scale, digits
+from harness.units import Scale, full_digits
 from harness.verdict.labels import describe, variant_label
 
 if TYPE_CHECKING:
@@ -42,14 +43,6 @@ SEE = "; see md"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A table of published and own numbers, and what is to be said under it."""
-
-    table: Table
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Row:
     """One figure and its cell; numbers are in the published unit, NaN where there is none."""
 
@@ -65,7 +58,7 @@ class Row:
     is_yardstick: bool
 
 
-def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[str]]:
+def published_tables(run: Run, groups: Sequence[GroupView]) -> tuple[list[PublishedTable], list[str]]:
     """The tables of a run's published entries, and in a line each what could not be printed and why.
 
     An entry none of whose cells is in the run gives no table.
@@ -74,7 +67,7 @@ def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[st
         entries = published_in(run.suite_text)
     except HarnessError as problem:
         return [], [f"published figures: {problem.problem}"]
-    found: list[Beside] = []
+    found: list[PublishedTable] = []
     problems: list[str] = []
     records = run.records() if entries else []
     for entry in entries:
@@ -83,7 +76,7 @@ def beside(run: Run, groups: Sequence[GroupView]) -> tuple[list[Beside], list[st
         rows = _Entry(run.cells, records, entry, groups).rows(pairs)
         if rows:
             readings = _readings(records, entry, rows)
-            found.append(Beside(_table(entry, rows, readings), _notes(entry, rows, readings)))
+            found.append(PublishedTable(_table(entry, rows, readings), _notes(entry, rows, readings)))
     return found, problems
 
 
@@ -92,7 +85,7 @@ def _pairs(entry: Published, cells: Iterable[Cell]) -> tuple[list[tuple[Figure, 
     pairs, problems, every = [], [], list(cells)
     for id_, text in entry.figures.items():
         try:
-            known, matching = figure(id_), speaks_of(text, every)
+            known, matching = figure(id_), matching_cells(text, every)
         except HarnessError as problem:
             problems.append(f"{entry.title}: {problem.problem}")
             continue
@@ -130,7 +123,7 @@ class _Entry:
             one,
             cell,
             view,
-            self._ours(view, cell.id),
+            self._this_run(view, cell.id),
             published_added,
             added,
             _saved(published_added, printed.get(yardstick, NAN) - base),
@@ -148,7 +141,7 @@ class _Entry:
         ratio = view.ratios.get((cell, *self.key))
         return NAN if ratio is None else float(ratio.difference) / self.entry.factor
 
-    def _ours(self, view: GroupView, cell: str) -> str:
+    def _this_run(self, view: GroupView, cell: str) -> str:
         """The run's value with its interval where it has one; else why there is none."""
         row = view.readings.get((cell, *self.key))
         if row is None:
@@ -159,7 +152,7 @@ class _Entry:
             ratio = view.ratios.get((cell, *self.key))
             return "reference" if ratio is None else f"{100 * (1 - ratio.ratio):.2f}"
         scale = Scale(self.entry.factor, self.entry.unit)
-        text = _number(row.value / self.entry.factor)
+        text = full_digits(row.value / self.entry.factor)
         if row.kind == Kind.SAMPLED and math.isfinite(row.low):
             return f"{text} [{scale.text(row.low)}, {scale.text(row.high)}]"
         return text
@@ -184,7 +177,7 @@ def _table(entry: Published, rows: list[Row], readings: list[Reading]) -> Table:
             _column(("published", "saved", "[%]"), [_share(row, row.published_saved) for row in rows]),
             _column(("this run", "saved", "[%]"), [_share(row, row.saved) for row in rows]),
         ]
-    apart = _apart(rows)
+    apart = _distinguishing_axes(rows)
     corner = ", ".join(dict.fromkeys([*apart, *(row.view.compared for row in rows)]))
     labels = tuple(_label(row, apart) for row in rows)
     return Table(entry.title, _caption(entry, rows, readings, places), corner, labels, tuple(columns))
@@ -209,7 +202,7 @@ def _against(row: Row, added: float, places: int | None = None) -> str:
         return "reference"
     if not math.isfinite(added):
         return MISSING
-    return f"{added:+.{places}f}" if places is not None else f"{'-' if added < 0 else '+'}{_number(abs(added))}"
+    return f"{added:+.{places}f}" if places is not None else f"{'-' if added < 0 else '+'}{full_digits(abs(added))}"
 
 
 def _quotient(row: Row) -> str:
@@ -223,16 +216,11 @@ def _share(row: Row, share: float) -> str:
     return f"{100 * share:.1f}" if math.isfinite(share) else MISSING
 
 
-def _number(value: float) -> str:
-    """Four digits; large counts in full, since a paper's M and G have been chosen already."""
-    return f"{value:.0f}" if abs(value) >= 1e7 else digits(value)
-
-
 def _decimals(value: float) -> int:
     return len(f"{value:.10f}".rstrip("0").partition(".")[2])
 
 
-def _apart(rows: list[Row]) -> list[str]:
+def _distinguishing_axes(rows: list[Row]) -> list[str]:
     """The axes, beside each group's compared one, by which a row's group is told from the others."""
     compared = {row.view.compared for row in rows}
     points = [row.cell.axes() for row in rows]
@@ -248,12 +236,12 @@ def _label(row: Row, apart: list[str]) -> str:
 def _caption(entry: Published, rows: list[Row], readings: list[Reading], places: int) -> str:
     """Whose numbers the published ones are, what they were taken on, and what this run's are."""
     figures = [row.figure for row in rows]
-    hardware = _each(one.hardware or "hardware not stated" for one in figures)
-    published = _each([*hardware, *(one.software for one in figures), *(one.setting for one in figures)])
-    parts = [", ".join(_each(f"{one.paper}, {one.table}" for one in figures))]
+    hardware = _unique(one.hardware or "hardware not stated" for one in figures)
+    published = _unique([*hardware, *(one.software for one in figures), *(one.setting for one in figures)])
+    parts = [", ".join(_unique(f"{one.paper}, {one.table}" for one in figures))]
     parts.append(f"published: {'; '.join(published)}")
-    parts.append(f"this run: {_what(entry, rows, readings)}")
-    references = _each(row.view.reference_label for row in rows)
+    parts.append(f"this run: {_quantity_text(entry, rows, readings)}")
+    references = _unique(row.view.reference_label for row in rows)
     if references and entry.reduction:
         parts.append(f"numbers: by how much less than the reference {' or '.join(references)}")
     elif references:
@@ -266,7 +254,7 @@ def _caption(entry: Published, rows: list[Row], readings: list[Reading], places:
 
 def _precision(entry: Published, figures: list[Figure], places: int) -> str:
     """The published unit with what its source adds to it, and what rounding does to differences."""
-    printed = " or ".join(_each(one.unit.replace(SEE, "") for one in figures))
+    printed = " or ".join(_unique(one.unit.replace(SEE, "") for one in figures))
     if not printed.startswith(entry.unit):
         printed += f", read as {entry.unit},"
     if "+-" in printed:
@@ -276,11 +264,11 @@ def _precision(entry: Published, figures: list[Figure], places: int) -> str:
     return f"published in {printed} to the nearest {step}{off}"
 
 
-def _what(entry: Published, rows: list[Row], readings: list[Reading]) -> str:
+def _quantity_text(entry: Published, rows: list[Row], readings: list[Reading]) -> str:
     """What the run's own numbers are, and what all of its cells share."""
-    quantity = catalog.quantities().get(entry.metric)
+    quantity = catalog.quantity_of(entry.metric)
     shared = {k: v for k, v in rows[0].cell.axes().items() if all(row.cell.axes()[k] == v for row in rows)}
-    name = f"{entry.metric}, {quantity.what}" if quantity and quantity.what else entry.metric
+    name = f"{entry.metric}, {quantity.what}" if quantity.what else entry.metric
     return "; ".join([name, *_facts(readings, "counted"), describe({**shared, "part": ""})])
 
 
@@ -294,7 +282,7 @@ def _readings(records: list[Record], entry: Published, rows: list[Row]) -> list[
 def _facts(readings: list[Reading], key: str) -> list[str]:
     """What readings say of themselves under `key`, a text or a list of texts, each once."""
     facts = [reading.facts.get(key, []) for reading in readings]
-    return _each(str(text) for fact in facts for text in (fact if isinstance(fact, list) else [fact]))
+    return _unique(str(text) for fact in facts for text in (fact if isinstance(fact, list) else [fact]))
 
 
 def _notes(entry: Published, rows: list[Row], readings: list[Reading]) -> tuple[str, ...]:
@@ -303,9 +291,9 @@ def _notes(entry: Published, rows: list[Row], readings: list[Reading]) -> tuple[
     for row in rows:
         sources.setdefault(row.figure.source, []).append(row.figure.id)
     taken = [f"Source of {', '.join(ids)}: {source}" for source, ids in sources.items()]
-    return (*_facts(readings, "assumptions"), *_each([entry.note]), *taken)
+    return (*_facts(readings, "assumptions"), *_unique([entry.note]), *taken)
 
 
-def _each(texts: Iterable[str]) -> list[str]:
+def _unique(texts: Iterable[str]) -> list[str]:
     """Every text once, in order, without the empty ones."""
     return [text for text in dict.fromkeys(texts) if text]

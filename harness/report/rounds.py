@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.planning.looks import CONFIDENCE
 from harness.records import Record, TaskKind
+from harness.units import percent
 
 ENDED = {
     "precision": "every ratio's interval was narrower than {precision}",
@@ -17,7 +18,7 @@ ENDED = {
 
 
 @dataclass
-class Measuring:
+class GroupMeasurement:
     """What the records of a group say about its measuring."""
 
     look: Record | None = None
@@ -34,7 +35,7 @@ class Measuring:
             wanted = facts.get("precision")
             why = ENDED.get(facts["rule"], "it was stopped").format(precision=f"{100 * (wanted or 0):g} %")
             widest = facts.get("widest")
-            width = f", the widest is {_percent(widest)}" if widest is not None else ""
+            width = f", the widest is {percent(widest)}" if widest is not None else ""
             yield f"Measured for {facts['rounds']} rounds, {facts['seconds']:.0f} s: {why}{width}."
         if self.apart:
             yield (
@@ -48,26 +49,21 @@ class Measuring:
                 "'graph: true' they are the device's own."
             )
         if self.suspicious:
-            share = _percent(self.suspicious / self.samples)
+            share = percent(self.suspicious / self.samples)
             yield (
                 f"{self.suspicious} of {self.samples} samples are flagged as suspicious ({share}) and were kept: "
                 "'harness show' says which and why."
             )
 
 
-def _percent(share: float) -> str:
-    """Two digits below 10 %, whole percents above."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
-
-
-def measuring(records: Sequence[Record], groups: dict[str, str]) -> dict[str, Measuring]:
+def measurements(records: Sequence[Record], groups: dict[str, str]) -> dict[str, GroupMeasurement]:
     """Group id -> how it was measured; `groups` is the group of every cell."""
-    found: dict[str, Measuring] = {}
+    found: dict[str, GroupMeasurement] = {}
     for record in records:
         if record.kind is TaskKind.LOOK:
-            found.setdefault(record.cell, Measuring()).look = record
+            found.setdefault(record.cell, GroupMeasurement()).look = record
         elif record.kind is TaskKind.VISIT and record.cell in groups:
-            one = found.setdefault(groups[record.cell], Measuring())
+            one = found.setdefault(groups[record.cell], GroupMeasurement())
             one.apart = str(record.facts.get("because", "")) or one.apart
             for reading in record.readings:
                 one.samples += len(reading.values)

@@ -1,11 +1,11 @@
-"""How a verdict's row is told, whatever it is printed on."""
+"""A verdict's row in words, whatever it is printed on."""
 
 from __future__ import annotations
 
 import math
 
 from harness.records import Kind
-from harness.units import digits, interval, readable
+from harness.units import digits, exact, interval, readable
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Verdict
 
@@ -24,8 +24,8 @@ def value_text(row: Row, value: float) -> str:
         return "–"
     if row.unit == "x":
         return f"{value:.3f} x reference"
-    if row.kind == Kind.COUNT and math.isfinite(value) and abs(value) < 1e15:
-        return f"{value:,.0f} {row.unit.replace('1', '')}".strip()  # a byte more must be seen
+    if row.kind == Kind.COUNT and (whole := exact(value, row.unit)) is not None:  # a byte more must be seen
+        return whole
     if row.unit == "1" and row.kind in PLAIN_DIGITS:
         return f"{value:.{PLAIN_DIGITS[Kind(row.kind)]}g}"
     return readable(value, row.unit)

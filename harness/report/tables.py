@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.catalog import quantity_of
+from harness.quantity import Theme
 from harness.records import Kind, Status
+from harness.report.document import MISSING, Column, Table
 from harness.units import Scale, interval, scale_for
 from harness.verdict.labels import axes_of, describe, variant_label, varying
 from harness.verdict.rules import is_timed
@@ -17,35 +20,16 @@ if TYPE_CHECKING:
 
     from harness.verdict.protocols import Run
 
-MISSING = "–"
-TRAIN, RUN, EXACT = "What it costs to train", "What it costs to run", "How exact and how accurate"
-LEARNING = ("accuracy", "changed_predictions", "train_loss", "diverged_at_step")
+TITLES = {
+    Theme.TRAIN: "What it costs to train",
+    Theme.RUN: "What it costs to run",
+    Theme.EXACT: "How exact and how accurate",
+}
 LOPSIDED = 0.3
 """Share of the value above which an interval made on logs is no longer fairly written as ±."""
 
-RUNNING = ("latency", "mac_rate", "macs", "macs_kernel", "macs_mixing", "winograd_muls")
-DERIVED = ("throughput", "mac_rate")
-ORDER = ("train_step", "throughput", "train_memory", "predicted_train_memory", "saved_memory", "max_batch", "latency",
-         "mac_rate", "macs", "macs_mixing", "params")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading in up to three short lines (quantity, form, unit) and one text per row."""
-
-    heading: tuple[str, ...]
-    cells: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """`labels` are the first column: the variants."""
-
-    title: str
-    caption: str
-    corner: str
-    labels: tuple[str, ...]
-    columns: tuple[Column, ...]
+FORMS = {"train": 0, "fused": 1}
+"""The order of a quantity's forms."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +57,8 @@ class GroupView:
 
     def quantities(self) -> list[tuple[str, str]]:
         """Every (metric, form) of the group, in the order in which people ask."""
-        rank = {metric: place for place, metric in enumerate(ORDER)}
         found = {(metric, form) for _, metric, form in self.readings}
-        return sorted(found, key=lambda q: (rank.get(q[0], len(rank)), q[0], {"train": 0, "fused": 1}.get(q[1], 2)))
+        return sorted(found, key=lambda q: (quantity_of(q[0]).rank, q[0], FORMS.get(q[1], len(FORMS))))
 
 
 def views(run: Run) -> list[GroupView]:
@@ -117,7 +100,7 @@ def _forms(frame: pd.DataFrame) -> dict[str, set[str]]:
 def tables(view: GroupView) -> list[Table]:
     """One group's tables: training, running, exactness; each only when something of it was measured."""
     made = []
-    for theme in (TRAIN, RUN, EXACT):
+    for theme, title in TITLES.items():
         columns = [
             column
             for metric, form in view.quantities()
@@ -126,16 +109,14 @@ def tables(view: GroupView) -> list[Table]:
         ]
         if columns:
             labels = tuple(view.variants.values())
-            made.append(Table(theme, caption(view), view.compared, labels, tuple(columns)))
+            made.append(Table(title, caption(view), view.compared, labels, tuple(columns)))
     return made
 
 
-def theme_of(view: GroupView, metric: str, form: str) -> str:
+def theme_of(view: GroupView, metric: str, form: str) -> Theme:
     """Which of the three questions a reading answers."""
     row = next(row for key, row in view.readings.items() if key[1:] == (metric, form))
-    if row.kind in (Kind.BOUNDED, Kind.CLOSE) or metric in LEARNING:
-        return EXACT
-    return RUN if metric in RUNNING or form == "fused" else TRAIN
+    return quantity_of(metric).theme_of(form, row.kind)
 
 
 def caption(view: GroupView) -> str:
@@ -172,10 +153,10 @@ def _columns(view: GroupView, metric: str, form: str) -> Iterator[Column]:
     close = any(row is not None and row.kind == Kind.CLOSE for row in rows)
     below = ", ".join(text for text in (scale.name, "first value" if close else "") if text)
     yield Column((*title, f"[{below}]") if below else title, texts)
-    if metric not in DERIVED and any(_has_ratio(ratio) for ratio in ratios):
+    if quantity_of(metric).rate is None and any(_has_ratio(ratio) for ratio in ratios):
         points = unit == "fraction"
         against = tuple(
-            _against(cell == view.reference, ratio, points) for cell, ratio in zip(view.variants, ratios, strict=True)
+            _ratio(cell == view.reference, ratio, points) for cell, ratio in zip(view.variants, ratios, strict=True)
         )
         yield Column((f"vs {view.reference_label}", *(("[points]",) if points else ())), against)
 
@@ -193,7 +174,7 @@ def _value(row: Any, ratio: Any, scale: Scale) -> str:
     if math.isnan(row.value):
         return str(row.status) if row.status not in (Status.OK, Status.PARTIAL) else "not a number"
     text = scale.text(row.value)
-    if row.kind == Kind.SAMPLED and row.metric not in DERIVED and math.isfinite(row.low) and row.value:
+    if row.kind == Kind.SAMPLED and quantity_of(row.metric).rate is None and math.isfinite(row.low) and row.value:
         half = (row.high - row.low) / 2
         if half > LOPSIDED * row.value:
             return f"{text} [{scale.text(row.low)}, {scale.text(row.high)}]"
@@ -204,7 +185,7 @@ def _value(row: Any, ratio: Any, scale: Scale) -> str:
     return text
 
 
-def _against(is_reference: bool, ratio: Any, points: bool) -> str:
+def _ratio(is_reference: bool, ratio: Any, points: bool) -> str:
     if is_reference:
         return "reference"
     if ratio is None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from harness.records import Kind
 from harness.registry import unknown
-from harness.units import digits, interval, readable
+from harness.report.plain_json import json_text
+from harness.report.workflow_command import workflow_command
+from harness.units import digits, exact, interval, readable
 from harness.verdict.labels import reading_name
 from harness.verdict.rules import Verdict
 from harness.verdict.trend.change import Change, Trend
-from harness.verdict.trend.history import Past, Series
+from harness.verdict.trend.history import PastRun, Series
 
 MOST = 30
 """Changes in text, unless they fail: counts of a suite that has grown change by the hundred."""
@@ -82,15 +84,15 @@ def _verdict(change: Change) -> str:
     return f"{change.verdict}{'' if change.gated else ' (no gate)'}"
 
 
-def _run(run: Past) -> str:
+def _run(run: PastRun) -> str:
     return f"{run.started.removesuffix('+00:00')} {run.source[:8]}"
 
 
 def _level(change: Change, value: float) -> str:
     if change.unit == "x":
         return f"{value:.3f} x"
-    if change.kind == Kind.COUNT and math.isfinite(value) and abs(value) < 1e15:
-        return f"{value:,.0f} {change.unit.replace('1', '')}".strip()  # a byte more must be seen
+    if change.kind == Kind.COUNT and (whole := exact(value, change.unit)) is not None:  # a byte more must be seen
+        return whole
     if change.unit == "1":
         return f"{value:.4g}"
     return readable(value, change.unit)
@@ -113,7 +115,7 @@ def _bars(series: Series) -> str:
 
 
 def _what_to_do(trend: Trend) -> list[str]:
-    """For what fails: how to measure it again, and what to write when it is meant."""
+    """For what fails: how to measure it again, and what to write when it is selection."""
     failing = [change for change in trend.changes if change.fails]
     if not failing:
         return []
@@ -131,8 +133,8 @@ def _what_to_do(trend: Trend) -> list[str]:
 def _summary(trend: Trend) -> str:
     counts = ", ".join(f"{trend.counts[verdict]} {verdict}" for verdict in Verdict if trend.counts[verdict])
     accepted = sum(bool(change.accepted) for change in trend.changes)
-    told = f"{counts or 'no change'}{f' ({accepted} accepted)' if accepted else ''}"
-    return f"{told}; {trend.judged} of {len(trend.history.series)} readings judged; exit {trend.exit_code}"
+    found = f"{counts or 'no change'}{f' ({accepted} accepted)' if accepted else ''}"
+    return f"{found}; {trend.judged} of {len(trend.history.series)} readings judged; exit {trend.exit_code}"
 
 
 LEVELS = {Verdict.REGRESSED: "error", Verdict.INCONCLUSIVE: "notice"}
@@ -152,18 +154,10 @@ def _github(trend: Trend) -> str:
         if change.command:
             message += f"\nrepeat: {change.command}"
         shown = level if change.gated else "notice"
-        lines.append(f"::{shown} title={_property(f'{change.verdict}: {name}')}::{_data(message)}")
-    lines += [f"::warning title=unreadable run::{_data(f'{p}: {w}')}" for p, w in trend.history.unreadable.items()]
+        lines.append(workflow_command(shown, f"{change.verdict}: {name}", message))
+    unreadable = trend.history.unreadable.items()
+    lines += [workflow_command("warning", "unreadable run", f"{path}: {why}") for path, why in unreadable]
     return "\n".join([*lines, _summary(trend)])
-
-
-def _data(text: str) -> str:
-    """As a workflow command wants its message."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def _json(trend: Trend) -> str:
@@ -179,7 +173,7 @@ def _json(trend: Trend) -> str:
         "changes": [{**asdict(change), "fails": change.fails} for change in trend.changes],
         "series": [_series(series) for series in trend.history.series],
     }
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return json_text(value)
 
 
 def _series(series: Series) -> dict[str, Any]:
@@ -190,14 +184,3 @@ def _series(series: Series) -> dict[str, Any]:
         "unit": unit,
         "values": [series.shown(value) for value in series.values],
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinity, and tuples are lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return str(value) if isinstance(value, Verdict | Kind) else value

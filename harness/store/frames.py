@@ -38,14 +38,13 @@ def _rounds_of(record: Record) -> Iterator[dict[str, Any]]:
     if record.status.measured:
         for reading in record.readings:
             quantity = quantity_of(reading.metric)
-            kind = quantity.kind if quantity else Kind.SAMPLED
             yield shared | {
                 "metric": reading.metric,
                 "form": reading.form,
                 "unit": reading.unit,
-                "kind": str(kind),
-                "better": quantity.better if quantity else "lower",
-                "value": _in_one(reading, kind),
+                "kind": str(quantity.kind),
+                "better": quantity.better,
+                "value": _in_one(reading, quantity.kind),
                 "visits": reading.values if ORDER in reading.facts else None,
             }
         return

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness import catalog
 from harness.planning.looks import CONFIDENCE
+from harness.quantity import Quantity, Rate
 from harness.records import AXES, Kind, Status
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def summarise(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = CON
     """
     measured = last_visits(rounds)
     summary = per_form(measured, confidence)
-    rows = pd.concat([summary, _derived(cells, summary), _unmeasured(cells, rounds, measured)], ignore_index=True)
+    rows = pd.concat([summary, *_rates(cells, summary), _unmeasured(cells, rounds, measured)], ignore_index=True)
     front = [*AXES, "group", "reference"]
     tidy = rows.merge(cells[front], how="inner", left_on="cell", right_index=True)
     position = pd.Series(np.arange(len(cells)), index=cells.index)
@@ -95,33 +97,37 @@ def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return table
 
 
-def _derived(cells: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """Rates that are another way to read a time: images per second, MACs per second."""
+def _rates(cells: pd.DataFrame, summary: pd.DataFrame) -> list[pd.DataFrame]:
+    """What is another way to read a time: images per second, MACs per second."""
     batch = cells["batch_size"].astype(float)
-    steps = summary[(summary["metric"] == "train_step") & (summary["unit"] == "s")]
-    passes = summary[(summary["metric"] == "latency") & (summary["unit"] == "s")]
+    found = []
+    for quantity, rate in catalog.rates():
+        times = summary[(summary["metric"] == rate.of) & (summary["unit"] == "s")]
+        found.append(_per_second(times, quantity, _work(summary, times, batch, rate)))
+    return found
+
+
+def _work(summary: pd.DataFrame, times: pd.DataFrame, batch: pd.Series[float], rate: Rate) -> pd.Series[float]:
+    """What a step of each of these times does: that of an image times the batch, and what is done once."""
     # a column of no cells maps to one of text where pandas keeps text in pyarrow's memory
-    throughput = _rate(steps, "throughput", "1/s", steps["cell"].map(batch).astype(float))
-    return pd.concat([throughput, _rate(passes, "mac_rate", "MAC/s", _work(summary, passes, batch))])
+    images = times["cell"].map(batch).astype(float)
+    per_image = [_counts(summary, times, metric) for metric in rate.per_image]
+    work = sum(per_image) * images if per_image else images
+    return work + sum(_counts(summary, times, metric).fillna(0.0) for metric in rate.per_step)
 
 
-def _work(summary: pd.DataFrame, passes: pd.DataFrame, batch: pd.Series[float]) -> pd.Series[float]:
-    """MACs of one forward pass: those of an image times the batch, and the composition of kernels once."""
-    keys = pd.MultiIndex.from_frame(passes[["cell", "form"]])
-    counts = {
-        metric: summary[summary["metric"] == metric].set_index(["cell", "form"])["value"].astype(float).reindex(keys)
-        for metric in ("macs", "macs_kernel")
-    }
-    per_image = pd.Series(counts["macs"].to_numpy(), index=passes.index)
-    composing = pd.Series(counts["macs_kernel"].fillna(0.0).to_numpy(), index=passes.index)
-    return per_image * passes["cell"].map(batch).astype(float) + composing
+def _counts(summary: pd.DataFrame, times: pd.DataFrame, metric: str) -> pd.Series[float]:
+    """A count of the cell and form of each of these times; NaN where it was not read."""
+    keys = pd.MultiIndex.from_frame(times[["cell", "form"]])
+    counts = summary[summary["metric"] == metric].set_index(["cell", "form"])["value"].astype(float).reindex(keys)
+    return pd.Series(counts.to_numpy(), index=times.index)
 
 
-def _rate(times: pd.DataFrame, metric: str, unit: str, work: pd.Series[float]) -> pd.DataFrame:
+def _per_second(times: pd.DataFrame, quantity: Quantity, work: pd.Series[float]) -> pd.DataFrame:
     """`work` per second, where both are known; the ends of the interval change places."""
     value, low, high = (work / times[name].astype(float) for name in ("value", "high", "low"))
-    rates = times.assign(metric=metric, unit=unit, better="higher", value=value, low=low, high=high)
-    return rates.loc[work.notna()]
+    named = {"metric": quantity.name, "unit": quantity.unit, "better": quantity.better}
+    return times.assign(**named, value=value, low=low, high=high).loc[work.notna()]
 
 
 def _unmeasured(cells: pd.DataFrame, rounds: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

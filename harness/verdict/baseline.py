@@ -30,7 +30,7 @@ BASELINE_VERSION = 1
 Spread = tuple[float, float, int]
 """Mean and standard deviation (NaN when there is none) of logs over rounds, and how many rounds."""
 
-NOTHING: Spread = (math.nan, math.nan, 0)
+NO_SPREAD: Spread = (math.nan, math.nan, 0)
 
 
 class NoBaseline(HarnessError):
@@ -40,7 +40,7 @@ class NoBaseline(HarnessError):
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReadingSummary:
     """One reading as a baseline keeps it; `value` in SI units.
 
     `absolute` and `ratio` are of logs, `ratio` is empty for what has no reference. `plain` is of the values
@@ -57,9 +57,9 @@ class Kept:
     value: float
     reference: str | None = None
     limit: float | None = None
-    absolute: Spread = NOTHING
-    ratio: Spread = NOTHING
-    plain: Spread = NOTHING
+    absolute: Spread = NO_SPREAD
+    ratio: Spread = NO_SPREAD
+    plain: Spread = NO_SPREAD
     broken: int = 0
     values: tuple[float, ...] = ()
 
@@ -85,7 +85,7 @@ class Kept:
         return line
 
     @classmethod
-    def from_json(cls, cell: str, name: str, reference: str | None, line: Json) -> Kept:
+    def from_json(cls, cell: str, name: str, reference: str | None, line: Json) -> ReadingSummary:
         metric, _, form = name.partition("/")
         return cls(
             cell, metric, form, Kind(line["kind"]), line["better"], line["unit"], _number(line["value"]), reference,
@@ -94,7 +94,7 @@ class Kept:
         )  # fmt: skip
 
 
-def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
+def summaries_of(run: Run) -> dict[tuple[str, str, str], ReadingSummary]:
     """Everything that a run measured, by cell, metric and form, as a baseline would keep it."""
     cells, rounds = run.cells, run.rounds()
     measured = last_visits(rounds)
@@ -115,9 +115,9 @@ def readings_of(run: Run) -> dict[tuple[str, str, str], Kept]:
             chosen = Gate.of(run.gates, key[1]).limit
             limit = default_limit(key[1], str(cells.at[key[0], "dtype"])) if chosen is None else chosen
         reference = plain(references[key[0]])
-        found[key] = Kept(
+        found[key] = ReadingSummary(
             *key, Kind(row["kind"]), row["better"], row["unit"], float(row["value"]),
-            None if reference is None else str(reference), limit, absolute[key], ratio.get(key, NOTHING),
+            None if reference is None else str(reference), limit, absolute[key], ratio.get(key, NO_SPREAD),
             values[key], int(seen[key]) - values[key][2], several.get(key, ()) if row["kind"] == Kind.CLOSE else (),
         )  # fmt: skip
     return found
@@ -136,10 +136,10 @@ def _several(records: Iterable[Record]) -> dict[tuple[str, str, str], tuple[floa
 def make_baseline(run: Run) -> dict[str, Json]:
     """The readings of a run that its gates watch, as JSON. Raises NoBaseline when there are none."""
     by_cell: dict[str, dict[str, Json]] = {}
-    for kept in readings_of(run).values():
-        if Gate.of(run.gates, kept.metric).gate:
-            readings = by_cell.setdefault(kept.cell, {"reference": kept.reference, "readings": {}})["readings"]
-            readings[f"{kept.metric}/{kept.form}" if kept.form else kept.metric] = kept.to_json()
+    for summary in summaries_of(run).values():
+        if Gate.of(run.gates, summary.metric).gate:
+            readings = by_cell.setdefault(summary.cell, {"reference": summary.reference, "readings": {}})["readings"]
+            readings[f"{summary.metric}/{summary.form}" if summary.form else summary.metric] = summary.to_json()
     if not by_cell:
         raise NoBaseline(
             f"{run.path}: the run has no reading to keep",
@@ -200,7 +200,7 @@ def load_baseline(path: Path) -> dict[str, Json]:
             remedy="make it again with this harness: harness baseline RUN --out FILE",
         )
     try:
-        kept_in(value)
+        summaries_in(value)
         machine_of(value)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise _damaged(path, f"{type(problem).__name__}: {problem}") from None
@@ -212,14 +212,14 @@ def _damaged(path: Path, why: str) -> HarnessError:
     return HarnessError(f"{path} is not a readable baseline: {why}", remedy=remedy)
 
 
-def kept_in(baseline: Mapping[str, Json]) -> dict[tuple[str, str, str], Kept]:
+def summaries_in(baseline: Mapping[str, Json]) -> dict[tuple[str, str, str], ReadingSummary]:
     """The readings of a baseline, by cell, metric and form."""
     found = {}
     for cell, entry in baseline["cells"].items():
         dict(entry["axes"])  # a baseline without axes is damaged
         for name, line in entry["readings"].items():
-            kept = Kept.from_json(cell, name, entry["reference"], line)
-            found[kept.key] = kept
+            summary = ReadingSummary.from_json(cell, name, entry["reference"], line)
+            found[summary.key] = summary
     return found
 
 
@@ -233,7 +233,7 @@ def _spreads(rows: Any) -> dict[tuple[str, str, str], Spread]:
 
 
 def _spread(value: Json) -> Spread:
-    return NOTHING if value is None else (_number(value[0]), _number(value[1]), int(value[2]))
+    return NO_SPREAD if value is None else (_number(value[0]), _number(value[1]), int(value[2]))
 
 
 def _number(value: Json) -> float:

@@ -35,7 +35,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class Comparability:
     """`reasons` name each field with what it was then and is now; `remedy` says what to do about a refusal."""
 
     level: Level = Level.SAME
@@ -50,7 +50,7 @@ class Standing:
         return f"times on {device} are advice and fail nothing ({reasons})" if self.level is Level.COMPARABLE else ""
 
 
-def held_against(before: Fingerprint, now: Fingerprint, device: str) -> Standing:
+def comparability_of(before: Fingerprint, now: Fingerprint, device: str) -> Comparability:
     """How times on one device (as the device axis names it: ``cpu``, ``cuda:1``) of two runs stand to each other.
 
     REFUSED: model, capability or threads differ, or one that must be known is not. COMPARABLE: only driver, memory,
@@ -63,12 +63,12 @@ def held_against(before: Fingerprint, now: Fingerprint, device: str) -> Standing
     another = [name for name in _named(IDENTITY, device) if name in known and then[name] != today[name]]
     if unknown or another:
         remedy = _remedy([name for name in unknown if name not in today])
-        return Standing(Level.REFUSED, _reasons([*unknown, *another], then, today), remedy)
+        return Comparability(Level.REFUSED, _reasons([*unknown, *another], then, today), remedy)
     differing = _changed(then, today)
-    return Standing(Level.COMPARABLE if differing else Level.SAME, _reasons(differing, then, today))
+    return Comparability(Level.COMPARABLE if differing else Level.SAME, _reasons(differing, then, today))
 
 
-def worst(standings: list[Standing]) -> Standing:
+def worst(standings: list[Comparability]) -> Comparability:
     """The one with the strongest objection: of a ratio whose two sides were measured on two devices."""
     return max(standings, key=lambda standing: list(Level).index(standing.level))
 

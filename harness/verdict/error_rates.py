@@ -32,7 +32,7 @@ FOUND_WRONG = (Verdict.REGRESSED, Verdict.IMPROVED)
 
 
 @dataclass(frozen=True)
-class Judged:
+class Trial:
     """One verdict whose right answer is known: the true ratio is 1 + `slowed`."""
 
     experiment: int
@@ -81,7 +81,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ErrorRates:
     """The counts for one condition. `found`: injected share -> in how many it was called REGRESSED."""
 
     condition: str
@@ -107,7 +107,7 @@ class Calibration:
         return good
 
 
-def judged(experiments: Iterable[Json], confidence: float, threshold: float = PAIRED_TIME_THRESHOLD) -> list[Judged]:
+def trials_of(experiments: Iterable[Json], confidence: float, threshold: float = PAIRED_TIME_THRESHOLD) -> list[Trial]:
     """Every reading of every experiment with its verdict; false discoveries are controlled within an experiment."""
     found = []
     for experiment in experiments:
@@ -118,7 +118,7 @@ def judged(experiments: Iterable[Json], confidence: float, threshold: float = PA
         for (reading, ratios), answer in zip(logs.items(), judge_paired(questions, confidence), strict=True):
             cell = reading.partition("/")[0]
             found.append(
-                Judged(
+                Trial(
                     experiment["experiment"], experiment["condition"], cell, reading, experiment["slowed"][cell],
                     answer.verdict, answer.ratio, answer.low, answer.high, len(ratios),
                     ", ".join(sorted(set(rules))), experiment["seconds"] / cells,
@@ -139,22 +139,22 @@ def log_ratios(experiment: Json) -> dict[str, list[float]]:
     return logs
 
 
-def calibrate(
+def error_rates(
     experiments: Sequence[Json], confidence: float, threshold: float = PAIRED_TIME_THRESHOLD
-) -> list[Calibration]:
-    """One calibration per condition that the experiments were made in."""
+) -> list[ErrorRates]:
+    """The error rates of each condition that the experiments were made in."""
     return [
-        _calibration([e for e in experiments if e["condition"] == condition], condition, confidence, threshold)
+        _rates([e for e in experiments if e["condition"] == condition], condition, confidence, threshold)
         for condition in dict.fromkeys(e["condition"] for e in experiments)
     ]
 
 
-def _calibration(experiments: Sequence[Json], condition: str, confidence: float, threshold: float) -> Calibration:
-    rows = judged(experiments, confidence, threshold)
+def _rates(experiments: Sequence[Json], condition: str, confidence: float, threshold: float) -> ErrorRates:
+    rows = trials_of(experiments, confidence, threshold)
     null = [row for row in rows if not row.slowed]
     decided = [row for row in rows if math.isfinite(row.low)]
     shares = sorted({row.slowed for row in rows if row.slowed})
-    return Calibration(
+    return ErrorRates(
         condition,
         len(experiments),
         threshold,
@@ -175,7 +175,7 @@ def _calibration(experiments: Sequence[Json], condition: str, confidence: float,
 def suited_threshold(experiments: Sequence[Json], confidence: float) -> float | None:
     """The smallest threshold without a false alarm here that calls 95 % of what did not change SAME; None if none."""
     for threshold in THRESHOLDS:
-        null = [row for row in judged(experiments, confidence, threshold) if not row.slowed]
+        null = [row for row in trials_of(experiments, confidence, threshold) if not row.slowed]
         if not null:
             return None
         quiet = not any(row.verdict in FOUND_WRONG for row in null)
@@ -184,5 +184,5 @@ def suited_threshold(experiments: Sequence[Json], confidence: float) -> float | 
     return None
 
 
-def _share(rows: Sequence[Judged], holds: Callable[[Judged], bool]) -> Share:
+def _share(rows: Sequence[Trial], holds: Callable[[Trial], bool]) -> Share:
     return Share(sum(holds(row) for row in rows), len(rows))

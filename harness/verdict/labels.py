@@ -63,6 +63,12 @@ def _part(axis: str, value: Any) -> str:
     return shapes.get(axis, "{}").format(value)
 
 
+def cell_label(axes: Mapping[str, Any], vary: frozenset[str]) -> str:
+    """A cell's block, and what it needs to be told apart of the axes that vary."""
+    rest = describe({name: value for name, value in axes.items() if name in vary - {"block"}})
+    return ", ".join(part for part in (str(axes["block"]), rest) if part)
+
+
 def variant_label(axes: Mapping[str, Any], compared: str) -> str:
     """The value of the compared axis, as a table's first column shows it."""
     value = axes.get(compared)

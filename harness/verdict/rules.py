@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from harness.catalog import quantity_of
 from harness.verdict.statistics import CONFIDENCE, MINIMUM_ROUNDS, Difference, false_discoveries, welch
 
 FALSE_DISCOVERIES = 0.05
@@ -41,16 +42,6 @@ ACCURACY_THRESHOLD = 0.02
 
 WIDE_THRESHOLD = 0.5
 """Relative, for absolute times: the machine's mood moves them by tens of per cent, a factor of two is news."""
-
-FUSION_LIMITS = {
-    "float64": (1e-12, "folding is done in float64: some thousand roundings of 1e-16"),
-    "float32": (5e-6, "a weight is rounded once (6e-8); a convolution sums a few thousand products"),
-    "tf32": (5e-3, "products keep 10 bits of mantissa (1e-3)"),
-    "float16": (1e-2, "10 bits of mantissa, and small weights fall below its normal range"),
-    "bfloat16": (5e-2, "7 bits of mantissa (8e-3), summed over branches"),
-}
-"""Largest relative error of the fused form, by dtype, and why."""
-
 
 CLOSE_TOLERANCE = 1e-4
 """Largest difference of a close value from the stored one, relative to max(1, |stored|).
@@ -88,6 +79,15 @@ class Gate:
     def of(cls, gates: Mapping[str, Mapping[str, Any]], metric: str) -> Gate:
         return cls(**{key: value for key, value in gates.get(metric, {}).items() if value is not None})
 
+    def floor_in(self, unit: str) -> float:
+        """The absolute change that is allowed, in this unit; of times the clock's resolution where none is set."""
+        return self.floor if self.floor is not None else (TIME_FLOOR if unit == "s" else 0.0)
+
+
+def with_floor(threshold: float, floor: float, value: float) -> float:
+    """A relative threshold for this value, raised where the absolute `floor` allows more."""
+    return max(threshold, floor / value) if value > 0 else threshold
+
 
 def is_timed(unit: str) -> bool:
     """Depends on how fast the machine is: seconds and rates."""
@@ -96,9 +96,7 @@ def is_timed(unit: str) -> bool:
 
 def default_limit(metric: str, dtype: str) -> float | None:
     """The limit of a bounded quantity where neither suite nor baseline has one."""
-    if metric.startswith("fusion_error"):
-        return FUSION_LIMITS.get(dtype, (None, ""))[0]
-    return None
+    return quantity_of(metric).limits.get(dtype)
 
 
 def judge_count(before: float, now: float, better: str, gate: Gate) -> tuple[Verdict, str]:

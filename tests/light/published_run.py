@@ -10,7 +10,8 @@ import yaml
 from synthetic_run import FakeRun, cell, cells_frame
 
 from harness.records import Variant
-from harness.report.published_tables import Beside, beside
+from harness.report.document import PublishedTable
+from harness.report.published_tables import published_tables
 from harness.report.tables import views
 
 GB = 1e9
@@ -60,8 +61,8 @@ def measured(*entries: dict[str, Any], cells: list[Any] = EIGHTEEN) -> PlannedRu
     return run
 
 
-def tables_of(run: FakeRun) -> list[Beside]:
-    found, problems = beside(run, views(run))
+def tables_of(run: FakeRun) -> list[PublishedTable]:
+    found, problems = published_tables(run, views(run))
     assert problems == []
     return found
 

@@ -14,7 +14,7 @@ import json
 import re
 from pathlib import Path
 
-from harness.report.page import report
+from harness.report.writing import report
 from harness.store.run import META, open_run
 
 ROOT = Path(__file__).parents[2]

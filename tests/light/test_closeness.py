@@ -9,9 +9,10 @@ import pytest
 from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame, full_run, noisy
 
 from harness.errors import HarnessError
+from harness.quantity import Theme
 from harness.records import Reading, Status
 from harness.report.check_text import render_check
-from harness.report.tables import EXACT, tables, views
+from harness.report.tables import TITLES, tables, views
 from harness.store.frames import rounds_frame, samples_frame
 from harness.verdict import Check, Row, Verdict, check, comparisons, load_baseline, make_baseline
 from harness.verdict.baseline import write_baseline
@@ -145,7 +146,7 @@ def test_blocks_are_not_compared_with_each_other_by_what_they_compute():
 def test_a_table_shows_the_first_value_and_says_so():
     (table,) = tables(views(close_run(moved(0, 0.5)))[0])
     (column,) = table.columns
-    assert table.title == EXACT
+    assert table.title == TITLES[Theme.EXACT]
     assert (column.heading, column.cells) == (("fused output", "[first value]"), ("2", "2.500"))
 
 

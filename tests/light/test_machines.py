@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.machine.fingerprint import fingerprint
 from harness.records import Fingerprint
-from harness.verdict.comparability import Level, Standing, differences, held_against, worst
+from harness.verdict.comparability import Comparability, Level, comparability_of, differences, worst
 
 CPU = {"model": "Some CPU", "capability": "AVX2", "memory_gib": 24}
 CUDA = {"model": "Some Card", "capability": "9.0", "driver": "550.1", "memory_gib": 80}
@@ -32,7 +32,7 @@ def versions(**found: str) -> Fingerprint:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_machine_is_the_same_as_itself(device):
-    assert held_against(HERE, replace(HERE, source="another"), device) == Standing(Level.SAME)
+    assert comparability_of(HERE, replace(HERE, source="another"), device) == Comparability(Level.SAME)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_machine_is_the_same_as_itself(device):
     ],
 )
 def test_another_machine_is_refused_in_words(now, device, reason):
-    standing = held_against(HERE, now, device)
+    standing = comparability_of(HERE, now, device)
     assert (standing.level, standing.reasons) == (Level.REFUSED, (reason,))
     assert "harness baseline RUN --out FILE" in standing.remedy
     assert "harness ab" in standing.remedy
@@ -66,7 +66,7 @@ def test_another_machine_is_refused_in_words(now, device, reason):
     ],
 )
 def test_what_is_beside_the_machine_makes_it_advice(now, device, reason):
-    assert held_against(HERE, now, device) == Standing(Level.COMPARABLE, (reason,))
+    assert comparability_of(HERE, now, device) == Comparability(Level.COMPARABLE, (reason,))
 
 
 @pytest.mark.parametrize("empty", [None, ""])
@@ -79,9 +79,9 @@ def test_what_must_be_known_and_is_not_is_refused_on_either_side(device, field, 
     if empty == "":
         lacking = changed(place, **{field: ""})
     name = f"{place} {field}".strip()
-    then = held_against(lacking, HERE, device or "cpu")
-    now = held_against(HERE, lacking, device or "cpu")
-    both = held_against(lacking, lacking, device or "cpu")
+    then = comparability_of(lacking, HERE, device or "cpu")
+    now = comparability_of(HERE, lacking, device or "cpu")
+    both = comparability_of(lacking, lacking, device or "cpu")
     assert {then.level, now.level, both.level} == {Level.REFUSED}
     assert then.reasons[0].startswith(f"{name}: unknown then, ")
     assert now.reasons[0].endswith(" then, unknown now")
@@ -93,22 +93,22 @@ def test_what_must_be_known_and_is_not_is_refused_on_either_side(device, field, 
 
 def test_a_processor_needs_no_driver():
     assert "driver" not in HERE.machine["cpu"]
-    assert held_against(HERE, HERE, "cpu").level is Level.SAME
+    assert comparability_of(HERE, HERE, "cpu").level is Level.SAME
 
 
 def test_a_device_that_was_not_there_is_refused():
-    assert held_against(changed(cuda=None), HERE, "cuda").level is Level.REFUSED
-    assert held_against(HERE, HERE, "cuda:1").level is Level.REFUSED
+    assert comparability_of(changed(cuda=None), HERE, "cuda").level is Level.REFUSED
+    assert comparability_of(HERE, HERE, "cuda:1").level is Level.REFUSED
 
 
 def test_a_refusal_says_only_what_refuses():
     both = replace(versions(torch="2.15.0"), machine=changed(threads=4).machine)
-    assert held_against(HERE, both, "cpu").reasons == ("threads: 2 then, 4 now",)
+    assert comparability_of(HERE, both, "cpu").reasons == ("threads: 2 then, 4 now",)
 
 
 @pytest.mark.parametrize("other", [changed("cuda", model="Other"), changed("cuda", driver=None), changed(cuda=None)])
 def test_devices_that_a_cell_does_not_use_do_not_matter(other):
-    assert held_against(HERE, other, "cpu").level is Level.SAME
+    assert comparability_of(HERE, other, "cpu").level is Level.SAME
 
 
 def test_what_a_worker_finds_out_about_a_processor_can_be_held_against_itself():
@@ -117,22 +117,22 @@ def test_what_a_worker_finds_out_about_a_processor_can_be_held_against_itself():
             "model": "Some CPU", "capability": "AVX2", "memory_bytes": 24 * 2**30, "driver": None}}},
     }  # fmt: skip
     made = fingerprint(probe)
-    assert held_against(made, made, "cpu").level is Level.SAME
-    assert held_against(made, Fingerprint.from_json(made.to_json()), "cpu").level is Level.SAME
+    assert comparability_of(made, made, "cpu").level is Level.SAME
+    assert comparability_of(made, Fingerprint.from_json(made.to_json()), "cpu").level is Level.SAME
 
 
 def test_of_two_devices_the_stronger_objection_counts():
-    advice, refused = (Standing(level, ("because",)) for level in (Level.COMPARABLE, Level.REFUSED))
-    assert worst([Standing(), advice]) is advice
-    assert worst([refused, advice, Standing()]) is refused
+    advice, refused = (Comparability(level, ("because",)) for level in (Level.COMPARABLE, Level.REFUSED))
+    assert worst([Comparability(), advice]) is advice
+    assert worst([refused, advice, Comparability()]) is refused
 
 
 def test_a_note_says_what_follows_for_the_times():
-    refused = held_against(HERE, changed(threads=4), "cpu").note("cpu")
+    refused = comparability_of(HERE, changed(threads=4), "cpu").note("cpu")
     assert refused.startswith("times on cpu are not compared (threads: 2 then, 4 now): make a baseline")
-    advice = held_against(HERE, versions(torch="2.15.0"), "cpu").note("cpu")
+    advice = comparability_of(HERE, versions(torch="2.15.0"), "cpu").note("cpu")
     assert advice == "times on cpu are advice and fail nothing (torch: 2.14.1 then, 2.15.0 now)"
-    assert Standing().note("cpu") == ""
+    assert Comparability().note("cpu") == ""
 
 
 def test_differences_name_every_field_once():
@@ -156,7 +156,7 @@ fingerprints = st.builds(
 
 @given(fingerprints, fingerprints, st.sampled_from(["cpu", "cuda"]))
 def test_it_does_not_matter_which_came_first_and_same_means_no_difference(a, b, device):
-    there, back = held_against(a, b, device), held_against(b, a, device)
+    there, back = comparability_of(a, b, device), comparability_of(b, a, device)
     assert there.level is back.level
     assert bool(there.reasons) == (there.level is not Level.SAME)
     assert bool(there.remedy) == (there.level is Level.REFUSED)
@@ -166,4 +166,4 @@ def test_it_does_not_matter_which_came_first_and_same_means_no_difference(a, b, 
         assert a.machine["threads"] == b.machine["threads"]
         assert device == "cpu" or all(facts["driver"] for facts in own)
         assert set(there.reasons) <= set(differences(a, b))
-    assert held_against(a, a, device).level is not Level.COMPARABLE
+    assert comparability_of(a, a, device).level is not Level.COMPARABLE

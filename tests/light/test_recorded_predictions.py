@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.published import figure
-from harness.report.page import report
+from harness.report.writing import report
 from harness.store.run import open_run
 
 RUN = open_run(Path(__file__).parents[2] / "results" / "studies" / "orepa-memory")

@@ -16,11 +16,13 @@ from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run
 from harness.errors import HarnessError, UnknownName
 from harness.report.cell_text import show
 from harness.report.environment import hardware
-from harness.report.page import report, write_all
+from harness.report.exporters.latex import latex_escape
+from harness.report.exporters.markdown import markdown_escape
+from harness.report.exporters.text import text_table
 from harness.report.sentences import sentences
 from harness.report.tables import tables, views
-from harness.report.writers import latex_escape, markdown_escape, text
-from harness.units import digits, readable, scale_for
+from harness.report.writing import report, write_all
+from harness.units import digits, exact, full_digits, gib, percent, readable, scale_for
 
 NASTY = "a_b & 50% #{}~^\\ $x$ <b>|"
 
@@ -29,7 +31,7 @@ def blocks(*names: str, **kwargs) -> FakeRun:
     return FakeRun(cells_frame([cell(name) for name in names], **kwargs))
 
 
-def said(run: FakeRun) -> list[str]:
+def answers(run: FakeRun) -> list[str]:
     return [line for view in views(run) for line in sentences(view)]
 
 
@@ -76,6 +78,13 @@ def test_a_column_has_one_unit_chosen_by_its_middle():
     assert digits(123456.0) == "123456"
 
 
+def test_shares_have_two_digits_or_are_whole_and_counts_are_told_to_the_last_one():
+    assert [percent(share) for share in (0.0043, 0.12, 0.996, 1.3)] == ["0.43 %", "12 %", "100 %", "130 %"]
+    assert (percent(0.00001), percent(0.00001, least=0.0001)) == ("0.001 %", "0 %")
+    assert (exact(1234567, "B"), exact(1234567, "1"), exact(float("nan"), "B")) == ("1,234,567 B", "1,234,567", None)
+    assert (full_digits(123456789.4), full_digits(0.5), gib(2.0**30)) == ("123456789", "0.5000", "1.0 GiB")
+
+
 # tables
 
 
@@ -100,12 +109,12 @@ def test_a_failed_variant_prints_its_status_and_what_was_not_asked_a_dash():
 def test_not_a_number_is_said_and_not_hidden():
     run = blocks("conv", "orepa").put(CONV, "fusion_error", 1e-7).put(OREPA, "fusion_error", np.nan)
     assert cells_of(run, "fusion error")["orepa"] == "not a number"
-    assert said(run) == ["orepa does not fold to a number."]
+    assert answers(run) == ["orepa does not fold to a number."]
 
 
 def test_without_a_reference_there_are_no_ratios_and_no_sentences():
     run = blocks("conv", "orepa", reference=None).put(CONV, "train_step", [0.1] * 4).put(OREPA, "params", 5)
-    assert said(run) == []
+    assert answers(run) == []
     assert "vs" not in report(run)
     assert "reference" not in report(run)
 
@@ -132,7 +141,7 @@ def test_kernel_sizes_can_be_what_is_compared():
     for one in sizes:
         run.put(one.id, "latency", 0.01 * one.kernel_size * np.ones(4), "fused")
     assert cells_of(run, "latency")["k=5"] == "50.00 ±0.0%"
-    assert any(line.startswith("k=1 runs fused 3.00x") and "faster than k=3" in line for line in said(run))
+    assert any(line.startswith("k=1 runs fused 3.00x") and "faster than k=3" in line for line in answers(run))
 
 
 def test_five_variants_with_every_metric_fit_a_terminal():
@@ -140,7 +149,7 @@ def test_five_variants_with_every_metric_fit_a_terminal():
     tabular = [line for line in lines if not line.endswith(".")]
     assert max(map(len, tabular)) <= 140
     (first, *_) = [table for view in views(many()) for table in tables(view)]
-    assert max(len(line) for line in text(first, width=60).splitlines()) <= 60
+    assert max(len(line) for line in text_table(first, width=60).splitlines()) <= 60
 
 
 def many() -> FakeRun:
@@ -162,7 +171,7 @@ def many() -> FakeRun:
 
 
 def test_the_answer_in_a_sentence():
-    (line,) = said(full_run())
+    (line,) = answers(full_run())
     assert re.match(r"orepa trains 1\.4\dx \[1\.\d\d, 1\.\d\d\] slower than conv, ", line)
     assert "is not distinguishable from conv in running time once fused (1.00x [0.97, 1.03])" in line
     assert "adds 152.6 MiB to the peak of training" in line
@@ -172,21 +181,21 @@ def test_the_answer_in_a_sentence():
 def test_a_faster_variant_is_faster_by_the_inverse_with_its_interval_turned_round():
     rng = np.random.default_rng(0)
     times = np.exp(rng.normal(0, 0.01, 8))
-    (line,) = said(blocks("conv", "orepa").put(CONV, "train_step", 2 * times).put(OREPA, "train_step", times[::-1]))
+    (line,) = answers(blocks("conv", "orepa").put(CONV, "train_step", 2 * times).put(OREPA, "train_step", times[::-1]))
     ratio, low, high = map(float, re.search(r"trains (\S+)x \[(\S+), (\S+)\] faster", line).groups())
     assert low <= ratio <= high
     assert ratio == pytest.approx(2.0, abs=0.02)
 
 
 def test_one_round_gives_a_ratio_and_no_verdict():
-    (line,) = said(blocks("conv", "orepa").put(CONV, "train_step", 1.0).put(OREPA, "train_step", 1.5))
+    (line,) = answers(blocks("conv", "orepa").put(CONV, "train_step", 1.0).put(OREPA, "train_step", 1.5))
     assert line == "orepa trains in 1.50x the time of conv (one round, no interval)."
 
 
 def test_less_memory_equal_memory_and_what_failed():
     run = blocks("conv", "orepa", "dbb").put(CONV, "saved_memory", 2**21).put(OREPA, "saved_memory", 2**20)
     run.put(DBB, "saved_memory", 2**21).fail(DBB, "timeout", metric="accuracy")
-    orepa, dbb = said(run)
+    orepa, dbb = answers(run)
     assert orepa == "orepa takes 1.000 MiB off what is kept for backward."
     assert dbb == "dbb adds nothing to what is kept for backward, has no accuracy (timeout)."
 
@@ -194,7 +203,7 @@ def test_less_memory_equal_memory_and_what_failed():
 def test_where_only_counts_were_taken_they_are_the_answer():
     run = blocks("conv", "orepa", "dbb").put(CONV, "params", 400, "train").put(OREPA, "params", 100, "train")
     run.put(CONV, "macs", 10, "train").put(OREPA, "macs", 20, "train").put(DBB, "params", 600, "train")
-    assert said(run) == [
+    assert answers(run) == [
         "orepa has 0.25x the parameters and 2.00x the MACs of conv.",
         "dbb has 1.50x the parameters of conv.",
     ]
@@ -202,7 +211,7 @@ def test_where_only_counts_were_taken_they_are_the_answer():
 
 def test_what_was_not_measured_at_all():
     run = blocks("conv", "orepa", "dbb").put(CONV, "params", 5).fail(OREPA, "killed")
-    assert said(run) == ["orepa was not measured (killed).", "dbb was not measured beside conv."]
+    assert answers(run) == ["orepa was not measured (killed).", "dbb was not measured beside conv."]
 
 
 # formats
@@ -352,5 +361,5 @@ def test_importing_needs_neither_torch_nor_scipy_nor_matplotlib(module):
 
 
 def test_a_text_report_does_without_scipy_stats_and_matplotlib():
-    code = "from synthetic_run import full_run; from harness.report.page import report; report(full_run())"
+    code = "from synthetic_run import full_run; from harness.report.writing import report; report(full_run())"
     assert loaded_by(code, "torch", "scipy.stats", "matplotlib", "scipy") == {"scipy"}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from harness.records import Reading, Record, Status, TaskKind
-from harness.report.rounds import Measuring, measuring
+from harness.report.rounds import GroupMeasurement, measurements
 
 
 @pytest.mark.parametrize(
     ("suspicious", "says"), [(1, "(0.1 %)"), (13, "(1.3 %)"), (100, "(10 %)"), (340, "(34 %)"), (1000, "(100 %)")]
 )
 def test_shares_are_percents_that_one_can_read(suspicious, says):
-    (sentence,) = Measuring(samples=1000, suspicious=suspicious).sentences({})
+    (sentence,) = GroupMeasurement(samples=1000, suspicious=suspicious).sentences({})
     assert says in sentence
 
 
@@ -25,6 +25,6 @@ def test_times_of_launching_are_said_to_be_such_once_for_each_cell_and_metric():
         visit("a", "latency", True, False), visit("b", "latency", False), visit("a", "train_step", True),
         visit("a", "latency", True),
     ]  # fmt: skip
-    (sentence,) = measuring(records, {"a": "g", "b": "g"})["g"].sentences({"a": "dbb", "b": "conv"})
+    (sentence,) = measurements(records, {"a": "g", "b": "g"})["g"].sentences({"a": "dbb", "b": "conv"})
     assert "launches: latency of dbb, train_step of dbb." in sentence
     assert "graph: true" in sentence

@@ -14,9 +14,9 @@ from harness.planning import plan
 from harness.records import Fingerprint, Kind, Reading, Record, Status, TaskKind
 from harness.report.trend_text import render_trend
 from harness.store.directory import describe
-from harness.verdict.baseline import Kept
+from harness.verdict.baseline import ReadingSummary
 from harness.verdict.rules import Gate, Verdict
-from harness.verdict.trend.history import History, Past, Series
+from harness.verdict.trend.history import History, PastRun, Series
 from harness.verdict.trend.judging import changes_in, trend
 
 MACHINE = {"threads": 2, "cpu": {"model": "Some CPU"}}
@@ -229,12 +229,14 @@ def test_the_runs_of_several_suites_are_found_one_level_deeper(days):
 
 def history_of(*many):
     """One series of a timed ratio for each list of values, in runs that differ in nothing."""
-    runs = tuple(Past(f"day-{i}", f"day-{i}", "small", START.isoformat(), "source", {}, "machine") for i in range(12))
+    runs = tuple(
+        PastRun(f"day-{i}", f"day-{i}", "small", START.isoformat(), "source", {}, "machine") for i in range(12)
+    )
     series = tuple(
         Series(
             f"cell{i}", "orepa", "train_step", "train", Kind.SAMPLED, "lower", "s", "ratio", "conv", "small", "machine",
             Gate(), tuple(range(12)),
-            tuple(Kept(f"cell{i}", "train_step", "train", Kind.SAMPLED, "lower", "s", 0.01) for _ in values), tuple(values),
+            tuple(ReadingSummary(f"cell{i}", "train_step", "train", Kind.SAMPLED, "lower", "s", 0.01) for _ in values), tuple(values),
         )
         for i, values in enumerate(many)
     )  # fmt: skip

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame, full_run, noisy
 
+from harness.catalog import quantity_of
 from harness.verdict.against_baseline import check
 from harness.verdict.baseline import make_baseline
 from harness.verdict.comparability import Level
 from harness.verdict.rows import Check
-from harness.verdict.rules import FUSION_LIMITS, Verdict, default_limit, judge_bounded, judge_count
+from harness.verdict.rules import Verdict, default_limit, judge_bounded, judge_count
 
 BASELINE = make_baseline(full_run(seed=0))
 
@@ -174,8 +175,8 @@ def test_bounded_readings_are_held_to_their_limit(now, better, limit, expected):
     assert judge_bounded(1e-8, now, better, limit)[0] == expected
 
 
-def test_every_dtype_has_a_limit_and_a_reason():
-    assert set(FUSION_LIMITS) == {"float64", "float32", "tf32", "float16", "bfloat16"}
+def test_every_dtype_has_a_limit():
+    assert set(quantity_of("fusion_error").limits) == {"float64", "float32", "tf32", "float16", "bfloat16"}
     assert default_limit("fusion_error_max", "float32") == 5e-6
     assert default_limit("something_else", "float32") is None
 

@@ -15,7 +15,8 @@ from harness.errors import HarnessError
 from harness.measuring.subject import DTYPES, FORMATS
 from harness.models.nets import backbones
 from harness.planning.matrix import impossible
-from harness.records import Quantity, Variant
+from harness.quantity import Quantity
+from harness.records import Variant
 
 REMEDY = "run python -m harness.indexing"
 

@@ -17,9 +17,10 @@ from harness.measuring.subject import Subject
 from harness.metrics import METRICS
 from harness.metrics import fused_output as fused
 from harness.metrics.fused_output import signature
+from harness.metrics.fusion_error import LIMITS
 from harness.records import Cell, Variant
 from harness.verdict import Verdict
-from harness.verdict.rules import CLOSE_TOLERANCE, FUSION_LIMITS, judge_close
+from harness.verdict.rules import CLOSE_TOLERANCE, judge_close
 
 LAYER = Cell(
     block=Variant("repvgg"),
@@ -163,7 +164,7 @@ def test_another_eps_is_seen_and_fusion_error_is_blind_to_it(cell, altered):
     altered(lambda model: [setattr(norm, "eps", 1e-3) for norm in norms(model)])
     assert verdict(before, values(cell)) is Verdict.REGRESSED
     errors = METRICS["fusion_error"].readings(Subject(cell), {})
-    assert all(error.values[0] < FUSION_LIMITS["float32"][0] for error in errors)
+    assert all(error.values[0] < LIMITS["float32"] for error in errors)
 
 
 def test_another_initialisation_of_one_branch_is_seen(altered):

@@ -115,20 +115,20 @@ def accept(changes: Sequence[Change], annotations: Annotations, history: History
     """
     accepted = list(changes)
     for number, annotation in enumerate(annotations.entries):
-        meant = _Meant(annotation, number, annotations, history)
-        hits = [i for i, change in enumerate(changes) if meant.holds(change)]
+        selection = _Selection(annotation, number, annotations, history)
+        hits = [i for i, change in enumerate(changes) if selection.holds(change)]
         if not hits:
             raise annotations.fail(
                 number,
                 f"nothing that this annotation means has changed within {ASIDE} runs of {annotation.run}",
-                meant.elsewhere(changes),
+                selection.elsewhere(changes),
             )
         for i in hits:
             accepted[i] = replace(accepted[i], accepted=annotation.because)
     return accepted
 
 
-class _Meant:
+class _Selection:
     """The readings and the run that an annotation speaks of; refuses those that do not exist."""
 
     def __init__(self, annotation: Annotation, number: int, file: Annotations, history: History) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from harness.verdict.rules import Verdict
-from harness.verdict.trend.history import History, Past
+from harness.verdict.trend.history import History, PastRun
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trend:
     notes: tuple[str, ...]
 
     @property
-    def runs(self) -> tuple[Past, ...]:
+    def runs(self) -> tuple[PastRun, ...]:
         return self.history.runs
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from harness.verdict.statistics import CONFIDENCE, spread, welch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Numbers = NDArray[np.float64]
 
@@ -57,12 +57,12 @@ class Step:
         return self.after - self.before
 
 
-def steps_in(values: Numbers, resolution: float = RESOLUTION) -> list[Step]:
+def steps_in(series: ArrayLike, resolution: float = RESOLUTION) -> list[Step]:
     """The changes of level in a series, in its order; none in one of fewer than `FEWEST` values.
 
     ValueError for values that are not finite.
     """
-    values = np.asarray(values, dtype=float)
+    values = np.asarray(series, dtype=float)
     if not np.isfinite(values).all():
         raise ValueError("a series with values that are no numbers")
     if len(values) < FEWEST:

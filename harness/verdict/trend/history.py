@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError
 from harness.records import Cell, Json, Kind, digest
 from harness.store.run import META, Run, open_run
-from harness.verdict.baseline import Kept, readings_of
-from harness.verdict.labels import axes_of, describe, varying
+from harness.verdict.baseline import ReadingSummary, summaries_of
+from harness.verdict.labels import axes_of, cell_label, varying
 from harness.verdict.rules import Gate, is_timed
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ every value as known equally well (half the rounds: 1.4 times the standard error
 
 
 @dataclass(frozen=True)
-class Past:
+class PastRun:
     """One run of the folder, as far as a reader of a trend needs to know it. `started` is in ISO 8601, UTC."""
 
     name: str
@@ -60,7 +60,7 @@ class Series:
     machine: str
     gate: Gate
     runs: tuple[int, ...]
-    kept: tuple[Kept, ...]
+    summaries: tuple[ReadingSummary, ...]
     values: tuple[float, ...]
 
     def shown(self, value: float) -> float:
@@ -72,7 +72,7 @@ class Series:
 class History:
     """What a folder holds: its runs by their start, the series, and what was left out and why."""
 
-    runs: tuple[Past, ...]
+    runs: tuple[PastRun, ...]
     series: tuple[Series, ...]
     cells: Mapping[str, Cell]
     machines: Mapping[str, str]
@@ -96,7 +96,7 @@ def read_history(folder: Path) -> History:
             remedy="name a folder with the runs of a suite in it, as results/runs/quick",
         )
     opened.sort(key=lambda run: (str(run.meta["started"]), run.path.name))
-    runs = tuple(_past(run) for run in opened)
+    runs = tuple(_past_run(run) for run in opened)
     series, notes = _series(opened, runs)
     cells = {id_: cell for run in opened for id_, cell in run.planned_cells.items()}
     machines = {past.machine: machine_text(run.fingerprint.machine) for run, past in zip(opened, runs, strict=True)}
@@ -109,7 +109,7 @@ def _opened(folder: Path) -> tuple[list[Run], dict[str, str]]:
     for meta in sorted([*folder.glob(f"*/{META}"), *folder.glob(f"*/*/{META}")]):
         try:
             run = open_run(meta.parent)
-            _past(run), run.planned_cells, run.gates  # a run of another kind is found out here
+            _past_run(run), run.planned_cells, run.gates  # a run of another kind is found out here
         except HarnessError as problem:
             unreadable[str(meta.parent)] = problem.problem
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
@@ -119,10 +119,10 @@ def _opened(folder: Path) -> tuple[list[Run], dict[str, str]]:
     return opened, unreadable
 
 
-def _past(run: Run) -> Past:
+def _past_run(run: Run) -> PastRun:
     prints = run.fingerprint
     started = str(run.meta["started"])
-    return Past(
+    return PastRun(
         run.path.name, str(run.path), run.name, started, prints.source, prints.versions, digest(dict(prints.machine))
     )
 
@@ -138,21 +138,21 @@ def machine_text(machine: Mapping[str, Json]) -> str:
     return ", ".join(parts) or "unknown machine"
 
 
-def _series(opened: Sequence[Run], runs: Sequence[Past]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
-    found: dict[tuple[str, ...], list[tuple[int, Kept, str]]] = defaultdict(list)
+def _series(opened: Sequence[Run], runs: Sequence[PastRun]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    found: dict[tuple[str, ...], list[tuple[int, ReadingSummary, str]]] = defaultdict(list)
     notes: list[str] = []
     for i, (run, past) in enumerate(zip(opened, runs, strict=True)):
-        for kept in readings_of(run).values():
-            scale, reference = _scale(kept)
-            key = (past.machine, past.suite, *kept.key, str(kept.kind), kept.unit, scale, reference)
-            found[key].append((i, kept, scale))
+        for summary in summaries_of(run).values():
+            scale, reference = _scale(summary)
+            key = (past.machine, past.suite, *summary.key, str(summary.kind), summary.unit, scale, reference)
+            found[key].append((i, summary, scale))
         if run.damaged:
             notes.append(f"{past.path}: {run.damaged} lines of its journal are no records and were left out")
     labels = _labels([run.cells for run in opened])
     short = broken = 0
     series = []
     for (machine, suite, cell, metric, form, *_), entries in found.items():
-        sound = [entry for entry in entries if math.isfinite(_value(entry[1], entry[2])) or not _noisy(entry[1])]
+        sound = [entry for entry in entries if math.isfinite(_value(entry[1], entry[2])) or not _is_sampled(entry[1])]
         whole = _with_enough_rounds(sound)
         broken, short = broken + len(entries) - len(sound), short + len(sound) - len(whole)
         if whole:
@@ -161,7 +161,7 @@ def _series(opened: Sequence[Run], runs: Sequence[Past]) -> tuple[tuple[Series, 
                 cell, labels[cell], metric, form, last.kind, last.better, last.unit, scale,
                 (last.reference or "") if scale == "ratio" else "", suite, machine,
                 Gate.of(opened[whole[-1][0]].gates, metric), tuple(i for i, _, _ in whole),
-                tuple(kept for _, kept, _ in whole), tuple(_value(kept, scale) for _, kept, _ in whole),
+                tuple(summary for _, summary, _ in whole), tuple(_value(summary, scale) for _, summary, _ in whole),
             ))  # fmt: skip
     if broken:
         notes.append(f"{broken} sampled readings gave no number and were left out of their series")
@@ -170,30 +170,30 @@ def _series(opened: Sequence[Run], runs: Sequence[Past]) -> tuple[tuple[Series, 
     return tuple(series), tuple(notes)
 
 
-def _scale(kept: Kept) -> tuple[str, str]:
+def _scale(summary: ReadingSummary) -> tuple[str, str]:
     """How a reading is looked at, and to which cell it is relative.
 
     Times relative to the reference where there is one, else by their logs; what may be zero by its values.
     """
-    if not _noisy(kept) or not is_timed(kept.unit):
+    if not _is_sampled(summary) or not is_timed(summary.unit):
         return "plain", ""
-    return ("ratio", kept.reference or "") if kept.ratio[2] else ("log", "")
+    return ("ratio", summary.reference or "") if summary.ratio[2] else ("log", "")
 
 
-def _noisy(kept: Kept) -> bool:
-    return kept.kind is Kind.SAMPLED
+def _is_sampled(summary: ReadingSummary) -> bool:
+    return summary.kind is Kind.SAMPLED
 
 
-def _value(kept: Kept, scale: str) -> float:
-    if not _noisy(kept):
-        return kept.value
-    return {"ratio": kept.ratio, "log": kept.absolute, "plain": kept.plain}[scale][0]
+def _value(summary: ReadingSummary, scale: str) -> float:
+    if not _is_sampled(summary):
+        return summary.value
+    return {"ratio": summary.ratio, "log": summary.absolute, "plain": summary.plain}[scale][0]
 
 
-def _with_enough_rounds(entries: list[tuple[int, Kept, str]]) -> list[tuple[int, Kept, str]]:
-    if not entries or not _noisy(entries[0][1]):
+def _with_enough_rounds(entries: list[tuple[int, ReadingSummary, str]]) -> list[tuple[int, ReadingSummary, str]]:
+    if not entries or not _is_sampled(entries[0][1]):
         return entries
-    rounds = [kept.plain[2] for _, kept, _ in entries]
+    rounds = [summary.plain[2] for _, summary, _ in entries]
     least = LEAST_SHARE * median(rounds)
     return [entry for entry, n in zip(entries, rounds, strict=True) if n >= least]
 
@@ -204,10 +204,5 @@ def _labels(frames: Iterable[pd.DataFrame]) -> dict[str, str]:
 
     cells = pd.concat(list(frames))
     cells = cells[~cells.index.duplicated()]
-    vary = varying(cells) - {"block"}
-    labels = {}
-    for cell in cells.index:
-        axes = axes_of(cells, cell)
-        rest = describe({name: value for name, value in axes.items() if name in vary})
-        labels[cell] = ", ".join(part for part in (str(axes["block"]), rest) if part)
-    return labels
+    vary = varying(cells)
+    return {cell: cell_label(axes_of(cells, cell), vary) for cell in cells.index}

@@ -16,13 +16,13 @@ from harness.records import Kind
 from harness.verdict.rules import (
     ACCURACY_THRESHOLD,
     CLOSE_TOLERANCE,
-    TIME_FLOOR,
     WIDE_THRESHOLD,
     Verdict,
     is_timed,
     judge_bounded,
     judge_close,
     judge_count,
+    with_floor,
 )
 from harness.verdict.statistics import false_discoveries
 from harness.verdict.trend.annotations import DEFAULT, accept, load_annotations
@@ -53,13 +53,13 @@ def trend(folder: Path, annotations: Path | None = None) -> Trend:
     if annotations is not None:
         changes = accept(changes, load_annotations(annotations), history)
     changes.sort(key=lambda change: (-change.after, list(Verdict).index(change.verdict), change.label, change.metric))
-    return Trend(str(folder), history, tuple(changes), *_told(history))
+    return Trend(str(folder), history, tuple(changes), *_coverage(history))
 
 
 def changes_in(history: History) -> list[Change]:
     """Every change of every series; false discoveries are controlled over all series that statistics judge."""
     sampled = [series for series in history.series if series.kind is Kind.SAMPLED and len(series.runs) >= FEWEST]
-    found = [steps_in(series.values, _resolution(series)) for series in sampled]  # type: ignore[arg-type]
+    found = [steps_in(series.values, _resolution(series)) for series in sampled]
     adjusted = _adjusted(found)
     changes = []
     for series, steps, p in zip(sampled, found, adjusted, strict=True):
@@ -123,10 +123,8 @@ def _threshold(series: Series, place: int) -> float:
     timed = is_timed(series.unit)
     default = TIME_THRESHOLD if timed else ACCURACY_THRESHOLD
     threshold = default if series.gate.threshold is None else series.gate.threshold
-    floor = series.gate.floor if series.gate.floor is not None else (TIME_FLOOR if series.unit == "s" else 0.0)
-    value = abs(series.kept[place - 1].value)
-    if value > 0:
-        threshold = max(threshold, floor / value)
+    value = abs(series.summaries[place - 1].value)
+    threshold = with_floor(threshold, series.gate.floor_in(series.unit), value)
     return max(threshold, WIDE_THRESHOLD) if timed and series.scale == "log" else threshold
 
 
@@ -147,7 +145,7 @@ def _exact(series: Series) -> list[Change]:
 
 
 def _judged(series: Series, level: int, place: int) -> tuple[Verdict, str, tuple[float, float]]:
-    then, now = series.kept[level], series.kept[place]
+    then, now = series.summaries[level], series.summaries[place]
     shown = then.value, now.value
     if series.kind is Kind.CLOSE:
         limit = CLOSE_TOLERANCE if series.gate.limit is None else series.gate.limit
@@ -180,7 +178,7 @@ def _apart(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[st
     ]
 
 
-def _told(history: History) -> tuple[int, tuple[str, ...]]:
+def _coverage(history: History) -> tuple[int, tuple[str, ...]]:
     """How many series are judged, and what a reader must know about the rest."""
     needed = {series: FEWEST if series.kind is Kind.SAMPLED else FEWEST_EXACT for series in history.series}
     judged = sum(len(series.runs) >= least for series, least in needed.items())

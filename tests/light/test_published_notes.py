@@ -1,4 +1,4 @@
-"""What is said of published figures: captions, notes, formats."""
+"""What stands under published figures: captions, notes, formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from published_run import EIGHTEEN, TABLE_4, THIRTY_FOUR, entry, measured, table
 
 from harness.published import figures
 from harness.records import Reading, Record, Status, TaskKind
-from harness.report.page import report
+from harness.report.writing import report
 
 
 def test_the_caption_says_whose_numbers_they_are_each_once():
@@ -45,10 +45,10 @@ def test_assumptions_stand_once_under_the_table_and_the_note_follows():
         facts = {"assumptions": ["no workspace", "float32"], "counted": "live storages"}
         reading = Reading("train_memory", "train", "B", (1.0,), facts)
         run.taken.append(Record("t", TaskKind.CELL, one.id, "train_memory", 0, "f", Status.OK, (reading,)))
-    (said,) = tables_of(run)
-    assert said.notes[:3] == ("no workspace", "float32", "the CUDA context")
-    assert said.notes[3].startswith("Source of OREPA-T4-002, OREPA-T4-005, OREPA-T4-008: JUGGHM/OREPA_CVPR2022")
-    assert "over a training step; live storages; resnet18" in said.table.caption
+    (printed,) = tables_of(run)
+    assert printed.notes[:3] == ("no workspace", "float32", "the CUDA context")
+    assert printed.notes[3].startswith("Source of OREPA-T4-002, OREPA-T4-005, OREPA-T4-008: JUGGHM/OREPA_CVPR2022")
+    assert "over a training step; live storages; resnet18" in printed.table.caption
 
 
 @pytest.mark.parametrize("format", ["text", "md", "tex", "html"])

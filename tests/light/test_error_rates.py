@@ -12,16 +12,31 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.cli.running import calibrated
-from harness.cli.shared import PlanFormat, percentages
+from harness.cli.shared import percentages
 from harness.errors import HarnessError
 from harness.execution.ab.lockstep import BASE, HEAD, PairedStopping
 from harness.planning import plan
 from harness.planning.looks import looks, shared_confidence
 from harness.records import Reading, Record, Status
-from harness.report.error_rates_text import SAMPLES, SUMMARY, VERDICTS, calibration_json, calibration_text, export
+from harness.report.error_rates_text import (
+    SAMPLES,
+    SUMMARY,
+    VERDICTS,
+    error_rates_json,
+    error_rates_text,
+    export,
+    write_error_rates,
+)
 from harness.store.summary import student_interval
-from harness.verdict.error_rates import THRESHOLDS, Calibration, Share, calibrate, judged, log_ratios, suited_threshold
+from harness.verdict.error_rates import (
+    THRESHOLDS,
+    ErrorRates,
+    Share,
+    error_rates,
+    log_ratios,
+    suited_threshold,
+    trials_of,
+)
 from harness.verdict.rules import Verdict
 
 CELLS = ("aa", "bb", "cc")
@@ -58,7 +73,7 @@ def independent_logs(experiment, cell):
 
 def test_ratios_and_intervals_are_those_of_an_independent_computation():
     (one,) = several(1, slowed=(0.0, 0.02, 0.1))
-    rows = judged([one], 0.9975)
+    rows = trials_of([one], 0.9975)
     assert [row.cell for row in rows] == list(CELLS)
     for row in rows:
         logs = independent_logs(one, row.cell)
@@ -85,7 +100,7 @@ def test_false_alarms_are_the_wrong_verdicts_on_what_was_not_slowed():
     for number in (3, 7):
         lie = experiment(number, rng, slowed=(0.2, 0.0, 0.0))
         experiments[number] = {**lie, "slowed": dict.fromkeys(CELLS, 0.0)}
-    (found,) = calibrate(experiments, 0.99)
+    (found,) = error_rates(experiments, 0.99)
     assert (found.false_alarms, found.same) == (Share(2, 60), Share(58, 60))
     assert found.covered.count <= 58
     assert (found.experiments, found.rounds, found.seconds_per_cell) == (20, 6, 10.0)
@@ -94,14 +109,14 @@ def test_false_alarms_are_the_wrong_verdicts_on_what_was_not_slowed():
 
 def test_what_was_slowed_is_no_false_alarm_and_counts_by_its_size():
     experiments = several(4, slowed=(0.0, 0.1, 0.2)) + several(2, seed=5, slowed=(0.0, 0.1, 0.005))
-    (found,) = calibrate(experiments, 0.99)
+    (found,) = error_rates(experiments, 0.99)
     assert found.found == {0.005: Share(0, 2), 0.1: Share(6, 6), 0.2: Share(4, 4)}
     assert found.false_alarms == Share(0, 6)
     assert found.covered.of == 18 >= found.covered.count >= 17
 
 
 def test_conditions_are_counted_apart():
-    quiet, noisy = calibrate(several(2) + several(3, condition="noisy", spread=0.05), 0.99)
+    quiet, noisy = error_rates(several(2) + several(3, condition="noisy", spread=0.05), 0.99)
     assert (quiet.condition, quiet.experiments, noisy.condition, noisy.experiments) == ("quiet", 2, "noisy", 3)
     assert quiet.same.value > noisy.same.value
 
@@ -126,7 +141,7 @@ def test_power_rises_with_what_was_injected():
     deltas = (0.0, 0.01, 0.03, 0.05, 0.07, 0.1, 0.2)
     rng = np.random.default_rng(2)
     experiments = [experiment(n, rng, slowed=(delta,) * 3, spread=0.02) for n in range(15) for delta in deltas]
-    (found,) = calibrate(experiments, 0.99)
+    (found,) = error_rates(experiments, 0.99)
     powers = [share.value for share in found.found.values()]
     assert list(found.found) == list(deltas[1:])
     assert powers == sorted(powers)
@@ -137,7 +152,7 @@ def test_power_rises_with_what_was_injected():
 
 def shares(**found):
     none = Share(0, 0)
-    return Calibration("quiet", 1, 0.03, none, none, none, 0.99, {float(k[1:]) / 100: v for k, v in found.items()}, 1.0, 4.0, None)  # fmt: skip
+    return ErrorRates("quiet", 1, 0.03, none, none, none, 0.99, {float(k[1:]) / 100: v for k, v in found.items()}, 1.0, 4.0, None)  # fmt: skip
 
 
 def test_the_smallest_effect_is_that_from_which_on_all_larger_ones_are_found():
@@ -151,7 +166,7 @@ def test_the_smallest_effect_is_that_from_which_on_all_larger_ones_are_found():
 def test_the_suited_threshold_is_the_smallest_that_calls_nearly_all_unchanged_code_same(spread):
     experiments = several(20, spread=spread)
     suited = suited_threshold(experiments, 0.99)
-    found = {t: Counter(row.verdict for row in judged(experiments, 0.99, t)) for t in THRESHOLDS}
+    found = {t: Counter(row.verdict for row in trials_of(experiments, 0.99, t)) for t in THRESHOLDS}
     good = [t for t, verdicts in found.items() if verdicts[Verdict.SAME] >= 57 and verdicts[Verdict.REGRESSED] == 0]
     assert suited == min(good)
     assert suited > 1.5 * spread
@@ -209,7 +224,7 @@ def test_a_thousand_whole_experiments_that_stop_by_their_looks_cover_the_truth(s
                     break
         found.append({"experiment": number, "condition": "quiet", "slowed": {cell: delta}, "ended": ended,
                       "burned": None, "seconds": 1.0, "samples": list(samples)})  # fmt: skip
-    rows = judged(found, shared_confidence(10, 0.05))
+    rows = trials_of(found, shared_confidence(10, 0.05))
     assert {row.rounds for row in rows} == {4, 6, 8, 10}
     assert {row.ended for row in rows} == {"precision", "rounds"}
     missed = sum(not row.low <= 1 + row.slowed <= row.high for row in rows)
@@ -247,7 +262,7 @@ def test_the_exported_verdicts_are_the_judged_ones_and_the_same_samples_give_the
     export(experiments, NAMES, 0.99, tmp_path)
     first = (tmp_path / VERDICTS).read_bytes()
     rows = rows_of(tmp_path / VERDICTS)
-    for row, expected in zip(rows, judged(experiments, 0.99), strict=True):
+    for row, expected in zip(rows, trials_of(experiments, 0.99), strict=True):
         assert row["reading"] == f"{NAMES[expected.cell]}/train_step/train"
         assert row["verdict"] == expected.verdict
         assert [float(row[name]) for name in ("ratio", "low", "high")] == pytest.approx(
@@ -259,12 +274,12 @@ def test_the_exported_verdicts_are_the_judged_ones_and_the_same_samples_give_the
 
 
 def test_the_counts_as_json_are_json_and_those_of_the_text():
-    found = calibrate(several(3, slowed=(0.0, 0.0, 0.2)), 0.9975)
-    (quiet,) = json.loads(calibration_json(found, 0.9975)).values()
+    found = error_rates(several(3, slowed=(0.0, 0.0, 0.2)), 0.9975)
+    (quiet,) = json.loads(error_rates_json(found, 0.9975)).values()
     assert quiet["false_alarms"][:2] == [0, 6]
     assert quiet["false_alarms"][3] == pytest.approx(found[0].false_alarms.upper)
     assert (quiet["found"]["0.2"][:2], quiet["smallest"], quiet["confidence_per_look"]) == ([3, 3], 0.2, 0.9975)
-    text = calibration_text(found, 0.9975)
+    text = error_rates_text(found, 0.9975)
     assert f"at most {100 * found[0].false_alarms.upper:.2g} %" in text
     assert "slower by 20 %, called REGRESSED" in text
     assert f"side_by_side: {found[0].suited:g}" in text
@@ -273,13 +288,13 @@ def test_the_counts_as_json_are_json_and_those_of_the_text():
 def test_what_cannot_be_known_is_null_in_the_json_and_said_in_the_text():
     broken = {**several(1)[0], "samples": [{}, {}]}
     for experiments in (several(2, slowed=(0.1, 0.1, 0.1)), [broken]):
-        text = calibration_json(calibrate(experiments, 0.99), 0.99)
+        text = error_rates_json(error_rates(experiments, 0.99), 0.99)
         (quiet,) = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")).values()
         assert (quiet["false_alarms"], quiet["suited_threshold"]) == ([0, 0, None, None], None)
-        said = calibration_text(calibrate(experiments, 0.99), 0.99)
-        assert "unchanged code" in said or "could be judged" in said
-        assert "nan" not in said
-    assert "no threshold suits" in calibration_text(calibrate(several(2, spread=1.0), 0.99), 0.99)
+        text = error_rates_text(error_rates(experiments, 0.99), 0.99)
+        assert "unchanged code" in text or "could be judged" in text
+        assert "nan" not in text
+    assert "no threshold suits" in error_rates_text(error_rates(several(2, spread=1.0), 0.99), 0.99)
 
 
 def test_the_command_writes_samples_verdicts_and_counts_beside_the_experiments(suite_of, tmp_path):
@@ -287,7 +302,7 @@ def test_the_command_writes_samples_verdicts_and_counts_beside_the_experiments(s
     ids = [cell.id for cell in made.cells]
     text = json.dumps(several(2)).replace("aa/", f"{ids[0]}/").replace("bb/", f"{ids[1]}/").replace("cc/", f"{ids[1]}/")
     done = [{**one, "slowed": dict.fromkeys(ids, 0.0)} for one in json.loads(text)]
-    printed = json.loads(calibrated(made, done, tmp_path, PlanFormat.JSON))
+    printed = json.loads(write_error_rates(made, done, tmp_path, as_json=True))
     assert printed == json.loads((tmp_path / SUMMARY).read_text())
     assert printed["quiet"]["confidence_per_look"] == pytest.approx(0.9975), "of ten rounds with a precision"
     assert {row["reading"] for row in rows_of(tmp_path / SAMPLES)} == {f"{b}/train_step/train" for b in ("conv", "acb")}

@@ -13,9 +13,9 @@ from test_published import SUITE
 
 from harness.planning import plan
 from harness.records import Reading, Record, Status, TaskKind, Variant
-from harness.report.page import report
-from harness.report.published_tables import beside
+from harness.report.published_tables import published_tables
 from harness.report.tables import views
+from harness.report.writing import report
 from harness.store.directory import describe
 from harness.store.run import open_run
 
@@ -121,7 +121,7 @@ def test_a_reduction_is_a_share_of_the_groups_reference():
         run.put(one.id, "params", value, "train")
     assert column(run, "published", "[%]") == {"dbb": "36.45", "orepa": "65.10"}
     assert column(run, "this run", "[%]") == {"dbb": "36.43", "orepa": "65.51"}
-    (printed,), _ = beside(run, views(run))
+    (printed,), _ = published_tables(run, views(run))
     assert not any("added" in " ".join(each.heading) for each in printed.table.columns)
     assert "by how much less than the reference conv" in printed.table.caption
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_printed_is_said(tmp_path):
         "OREPA-T4-008": TABLE_4["OREPA-T4-008"],
     }
     run = measured(entry(figures=both))
-    (one,), problems = beside(run, views(run))
+    (one,), problems = published_tables(run, views(run))
     assert one.table.labels == ("orepa",)
     assert problems == [
         "Table 4: OREPA-T4-002 speaks of 3 cells of this run",
@@ -169,7 +169,7 @@ def test_what_cannot_be_printed_is_said(tmp_path):
 def test_a_text_that_names_no_figures_prints_none(text):
     run = measured()
     run.suite_text = text
-    assert beside(run, views(run)) == ([], [])
+    assert published_tables(run, views(run)) == ([], [])
 
 
 def test_a_stored_run_answers_too(suite_of, tmp_path):
