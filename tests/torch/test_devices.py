@@ -10,7 +10,7 @@ import torch
 
 from harness import devices
 from harness.devices import cpu
-from harness.devices.accelerator import AcceleratorDevice
+from harness.devices.cuda import CudaDevice
 from harness.devices.fake import FakeDevice
 from harness.errors import HarnessError, UnknownName, Unsupported
 
@@ -75,7 +75,7 @@ def test_an_index_beyond_the_devices_found_is_a_reason(monkeypatch):
 
 
 def test_statistics_of_the_allocator_are_what_is_read(monkeypatch):
-    device = AcceleratorDevice("cuda", 1)
+    device = CudaDevice(1)
     monkeypatch.setattr(device, "available", lambda: None)
     stats = {"allocated_bytes.all.current": 7, "allocated_bytes.all.peak": 9}
     resets = []
@@ -87,7 +87,7 @@ def test_statistics_of_the_allocator_are_what_is_read(monkeypatch):
 
 
 def test_an_accelerators_cache_is_what_torch_says_but_not_what_rocm_says(monkeypatch):
-    device = AcceleratorDevice("cuda", 1)
+    device = CudaDevice(1)
     monkeypatch.setattr(device, "_properties", lambda: SimpleNamespace(L2_cache_size=50 * 2**20))
     monkeypatch.setattr(torch.version, "hip", None)
     assert device.cache_bytes() == 50 * 2**20
