@@ -1,5 +1,5 @@
-"""Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset, device, optimizer or timm version
-has changed.
+"""What writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset, device, optimizer or timm has
+changed.
 
 `index.json` takes seconds. `backbones.json` builds every model of timm and torchvision on meta, which takes an hour, so
 it is only made with ``--backbones``; with ``--backbones 'sesr_*' resnet18`` those alone are built, the others stay

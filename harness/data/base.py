@@ -10,7 +10,6 @@ A dataset is one file of this folder, a function without arguments whose first l
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,9 +111,11 @@ DATASETS: Registry[Callable[[], Dataset]] = Registry("dataset")
 def declaration(name: str) -> dict[str, Json]:
     """What planning must know of a dataset without torch, as plain JSON; it is made for that. Raises UnknownName."""
     made = DATASETS[name]
+    if not made.__doc__:
+        raise TypeError(f"dataset {name} does not say what it is: write a line of documentation into its function")
     data = made()
     return {
-        "what": (inspect.getdoc(made) or "").splitlines()[0],
+        "what": made.__doc__.strip().splitlines()[0],
         "channels": data.channels,
         "classes": data.classes,
     }

@@ -191,7 +191,10 @@ D = TypeVar("D", bound=type[Device])
 
 
 def register(device: D) -> D:
-    """Let suites name this kind of device."""
+    """Let suites name this kind of device. Raises TypeError, saying what is missing, if it declares too little."""
+    for name in ("kind", "what"):
+        if not hasattr(device, name):
+            raise TypeError(f'{device.__name__} does not say its {name}: write {name} = "..." into the class')
     DEVICES.register(device.kind)(device)
     return device
 

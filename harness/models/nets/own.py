@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from typing import ClassVar
 
 from timm.models import checkpoint_seq
@@ -52,6 +53,15 @@ class OwnNet(nn.Module):
 
 
 def register(name: str, net: type[OwnNet], *arguments: object) -> None:
-    """Give ``net(*arguments, num_classes)`` this name; a net without classes is ``net(*arguments)``."""
+    """Give ``net(*arguments, num_classes)`` this name; a net without classes is ``net(*arguments)``.
+
+    Raises TypeError, saying what is missing, for a net that declares too little.
+    """
+    if not hasattr(net, "stem_names"):
+        raise TypeError(f'{net.__name__} does not say its stem: write stem_names = ("stem.conv",) or () into the class')
+    if net.has_classes and "num_classes" not in signature(net).parameters:
+        raise TypeError(
+            f"{net.__name__} takes no num_classes: take it last, or write has_classes = False"
+        )
     create = partial(net, *arguments)
     BACKBONES.register(name)(Backbone(create, has_classes=net.has_classes, image_channels=net.in_chans))

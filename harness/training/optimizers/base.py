@@ -17,7 +17,6 @@ The declaration that planning reads from the catalog is read off these fields, s
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -109,4 +108,7 @@ def _values(kind: Any) -> dict[str, Json]:
 def declaration(name: str) -> dict[str, Json]:
     """What planning must know of an optimizer without torch, as plain JSON. Raises UnknownName."""
     factory = OPTIMIZERS[name]
-    return {"what": (inspect.getdoc(factory) or "").splitlines()[0], "options": options_of(factory)}
+    what = (factory.__doc__ or "").strip()
+    if not what or what.startswith(f"{factory.__name__}("):  # which dataclasses write by themselves
+        raise TypeError(f"optimizer {name} does not say what it is: write a line of documentation into its class")
+    return {"what": what.splitlines()[0], "options": options_of(factory)}
