@@ -60,8 +60,6 @@ def register(name: str, net: type[OwnNet], *arguments: object) -> None:
     if not hasattr(net, "stem_names"):
         raise TypeError(f'{net.__name__} does not say its stem: write stem_names = ("stem.conv",) or () into the class')
     if net.has_classes and "num_classes" not in signature(net).parameters:
-        raise TypeError(
-            f"{net.__name__} takes no num_classes: take it last, or write has_classes = False"
-        )
+        raise TypeError(f"{net.__name__} takes no num_classes: take it last, or write has_classes = False")
     create = partial(net, *arguments)
     BACKBONES.register(name)(Backbone(create, has_classes=net.has_classes, image_channels=net.in_chans))
