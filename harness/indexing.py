@@ -1,4 +1,5 @@
-"""Writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset or timm version has changed.
+"""What writes the catalog: ``python -m harness.indexing`` after a block, metric, dataset, device, optimizer or timm has
+changed.
 
 `index.json` takes seconds. `backbones.json` builds every model of timm and torchvision on meta, which takes an hour, so
 it is only made with ``--backbones``; with ``--backbones 'sesr_*' resnet18`` those alone are built, the others stay
@@ -11,16 +12,18 @@ import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import blocks, catalog
-from harness.data import DATASETS
+from harness import blocks, catalog, data, devices
 from harness.errors import HarnessError
 from harness.metrics import METRICS
 from harness.models.describing import describe
 from harness.models.nets import backbones
+from harness.models.nets.base import BACKBONES, SingleLayer
 from harness.records import Json
+from harness.training import optimizers
 
 FOLDER = Path(catalog.__file__).parent
 SCHEMA = Path(__file__).parent.parent / "docs" / "suite.schema.json"
@@ -38,17 +41,20 @@ NATIVE: Json = {
 
 
 def index() -> dict[str, Json]:
-    """Blocks, metrics and datasets, as planning sees them."""
+    """Everything but the backbones, as planning sees it."""
     declared = {name: blocks.declaration(name) for name in blocks.BLOCKS}
     return {
         "blocks": {**declared, "native": NATIVE},
         "metrics": {name: METRICS[name].to_json() for name in METRICS},
-        "datasets": {name: {"what": _first_line(DATASETS[name])} for name in DATASETS},
+        "datasets": {name: data.declaration(name) for name in data.DATASETS},
+        "devices": {kind: devices.declaration(kind) for kind in devices.KINDS},
+        "optimizers": {name: optimizers.declaration(name) for name in optimizers.OPTIMIZERS},
+        "layers": {name: asdict(single) for name, single in _single_layers().items()},
     }
 
 
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+def _single_layers() -> dict[str, SingleLayer]:
+    return {name: single for name in BACKBONES if (single := BACKBONES[name].single)}
 
 
 def backbone_entry(name: str) -> Json | None:
@@ -64,18 +70,24 @@ def backbone_entry(name: str) -> Json | None:
 
 
 def backbone_index(patterns: Sequence[str], listed: Mapping[str, Json]) -> dict[str, Json]:
-    """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself, in order of `names`.
+    """Every backbone in which a convolution can be replaced, or that timm re-parameterizes itself.
 
-    Those that fit a pattern, as of the shell, are built; of the others the entries in `listed` are kept.
+    Those that fit a pattern, as of the shell, are built; of the others the entries in `listed` are kept. In the order
+    of `listed`; new ones follow in that of `names`.
     """
-    entries: dict[str, Json | None] = {
-        "layer": {"source": "harness", "kernels": {}, "native": False, "images": {"step": 1, "smallest": 1}}
-    }
-    for name in backbones.names():
-        if name not in entries:
-            fits = any(fnmatchcase(name, pattern) for pattern in patterns)
-            entries[name] = backbone_entry(name) if fits else listed.get(name)
+    entries: dict[str, Json | None] = {}
+    names = dict.fromkeys(backbones.names())
+    for name in [*(name for name in listed if name in names), *(name for name in names if name not in listed)]:
+        fits = any(fnmatchcase(name, pattern) for pattern in patterns)
+        entries[name] = _layer_entry(name) or (backbone_entry(name) if fits else listed.get(name))
     return {name: entry for name, entry in entries.items() if entry}
+
+
+def _layer_entry(name: str) -> Json | None:
+    """Of a backbone that is a single layer: no block is put into it, so it has no convolutions to name."""
+    if name not in _single_layers():
+        return None
+    return {"source": backbones.source(name), "kernels": {}, "native": False, "images": {"step": 1, "smallest": 1}}
 
 
 def write_backbones(patterns: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What planning must know without torch: names, options and limits, read from package data.
 
-`index.json` and `backbones.json` are generated from the blocks, metrics, datasets and backbones by
-``python -m harness.indexing``; a test fails when they are out of date.
+`index.json` and `backbones.json` are generated from the blocks, metrics, datasets, devices, optimizers and backbones
+by ``python -m harness.indexing``; a test fails when they are out of date.
 """
 
 from __future__ import annotations
@@ -32,13 +32,33 @@ def metrics() -> dict[str, Json]:
 
 
 def datasets() -> dict[str, Json]:
-    """Dataset name -> what it is, its sizes and classes."""
+    """Dataset name -> what it is, its channels and classes."""
     return dict(_read("index.json")["datasets"])
+
+
+def optimizers() -> dict[str, Json]:
+    """Optimizer name -> what it is and its options."""
+    return dict(_read("index.json")["optimizers"])
+
+
+def devices() -> dict[str, Json]:
+    """Kind of device -> what it is, its options and defaults, in the order of lists."""
+    return dict(_read("index.json")["devices"])
+
+
+def device(name: str) -> Json:
+    """The declaration of the kind of a device, as the device axis names it: ``cpu``, ``cuda:1``. Raises UnknownName."""
+    return lookup("device", devices(), name.partition(":")[0])
 
 
 def backbones() -> dict[str, Json]:
     """Backbone name -> source, square kernels that a block can take the place of, `native`."""
     return _read("backbones.json")
+
+
+def layers() -> dict[str, Json]:
+    """Those backbones that are a single layer -> their options and the sizes that they have when a suite says none."""
+    return dict(_read("index.json")["layers"])
 
 
 def lookup(kind: str, table: dict[str, Json], name: str) -> Json:

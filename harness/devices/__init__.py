@@ -1,20 +1,31 @@
-"""Devices by name: ``get("cpu")``, ``get("cuda:1", cudnn_benchmark=True)``."""
+"""Devices by name, one file a kind: ``get("cpu")``, ``get("cuda:1", cudnn_benchmark=True)``."""
 
 from __future__ import annotations
 
-from harness.catalog.vocabulary import DEVICE_KINDS
-from harness.devices.accelerator import AcceleratorDevice, CudaDevice
-from harness.devices.base import Device
+import pkgutil
+from importlib import import_module
+
+from harness.devices.base import DEVICES, Device, declaration, kinds
 from harness.devices.clock import Clock
-from harness.devices.cpu import CpuDevice
 from harness.errors import HarnessError
 from harness.records import Json
 from harness.registry import unknown
 
-__all__ = ["KINDS", "Clock", "Device", "get"]
+__all__ = ["DEVICES", "KINDS", "Clock", "Device", "declaration", "get", "kind_of"]
 
-KINDS = tuple(DEVICE_KINDS)
-"""What `get` knows; accelerators may be followed by an index, as in ``cuda:1``."""
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)
+
+KINDS = tuple(kinds())
+"""What `get` knows; those that are indexed may be followed by an index, as in ``cuda:1``."""
+
+
+def kind_of(name: str) -> type[Device]:
+    """The kind of the device that a suite calls so; its index is not looked at. Raises UnknownName."""
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise unknown("device", name, KINDS)
+    return DEVICES[kind]
 
 
 def get(name: str, **options: Json) -> Device:
@@ -23,15 +34,11 @@ def get(name: str, **options: Json) -> Device:
     Raises UnknownName for a name or an option that does not exist, HarnessError for an index or a value
     that cannot be.
     """
+    device = kind_of(name)
     kind, colon, index = name.partition(":")
-    if kind not in KINDS:
-        raise unknown("device", name, KINDS)
-    if colon and (kind == "cpu" or not index.isdecimal()):
-        remedy = "use cpu" if kind == "cpu" else f"use {kind} or {kind}:0"
+    if not colon:
+        return device(**options)
+    if not device.indexed or not index.isdecimal():
+        remedy = f"use {kind} or {kind}:0" if device.indexed else f"use {kind}"
         raise HarnessError(f"{name!r} is not a device", remedy=remedy)
-    if kind == "cpu":
-        return CpuDevice(**options)
-    number = int(index) if colon else None
-    if kind == "cuda":
-        return CudaDevice(kind, number, **options)
-    return AcceleratorDevice(kind, number, **options)
+    return device(index=int(index), **options)

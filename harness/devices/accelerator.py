@@ -1,4 +1,4 @@
-"""cuda, xpu and mps through torch's common interface for accelerators.
+"""Accelerators: what cuda, xpu and mps have in common, through torch's interface for all of them.
 
 That interface is lenient: without a driver it names a device, reports 0 bytes and resets nothing. Here
 whatever cannot be measured is refused instead.
@@ -6,15 +6,13 @@ whatever cannot be measured is refused instead.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from harness.devices import graphs, nvidia
+from harness.devices import graphs
 from harness.devices.base import Device
 from harness.errors import Unsupported
 from harness.records import Json
@@ -23,8 +21,9 @@ from harness.records import Json
 class AcceleratorDevice(Device):
     """Any backend known to `torch.accelerator`; `index` None is the first one."""
 
-    def __init__(self, kind: str, index: int | None = None, **options: Json) -> None:
-        self.kind = kind
+    indexed = True
+
+    def __init__(self, index: int | None = None, **options: Json) -> None:
         self.index = index
         super().__init__(**options)
 
@@ -145,52 +144,3 @@ class AcceleratorDevice(Device):
     def _driver(self, properties: Any) -> str | None:
         version = getattr(properties, "driver_version", None)  # xpu's properties have it
         return str(version) if version is not None else None
-
-
-class CudaDevice(AcceleratorDevice):
-    """NVIDIA (or ROCm) cards. The precision of float32 products is the dtype axis's matter, not an option here."""
-
-    OPTIONS: ClassVar[Mapping[str, bool]] = {"cudnn_benchmark": False}
-
-    @contextmanager
-    def configured(self) -> Iterator[None]:
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = self.options["cudnn_benchmark"]
-        try:
-            with super().configured():
-                yield
-        finally:
-            torch.backends.cudnn.benchmark = before
-
-    @cached_property
-    def _card(self) -> nvidia.Card:
-        return nvidia.Card(self._properties())
-
-    def telemetry(self) -> dict[str, Json]:
-        return self._card.read()
-
-    def state(self) -> dict[str, Json]:
-        return self._card.state()
-
-    def suspicious(self, telemetry: Mapping[str, Json]) -> str | None:
-        return nvidia.suspicious(telemetry)
-
-    def facts(self) -> dict[str, Json]:
-        """As of any accelerator; cuDNN's switches as they are while work is timed; why there is no telemetry."""
-        cudnn = torch.backends.cudnn
-        switches = {
-            "version": cudnn.version(),  # type: ignore[no-untyped-call]
-            "benchmark": self.options["cudnn_benchmark"],
-            "deterministic": cudnn.deterministic,
-            # what holds where the dtype axis says nothing else: float32 switches it off, tf32 on
-            "allow_tf32": cudnn.allow_tf32,
-        }
-        return {**super().facts(), "cudnn": switches, "no_telemetry": self._card.absent}
-
-    def _driver(self, properties: Any) -> str | None:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={self.torch_device.index}"]
-        try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return answer.stdout.strip()

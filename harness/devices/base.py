@@ -1,32 +1,74 @@
-"""What the harness asks of a device: waiting, marking time, counting memory, saying what it is."""
+"""What a device is: what its kind declares to planning, and what is asked of it while work is measured.
+
+A kind of device is one file of this folder, a class that says what its kind is called and how it differs:
+
+    @register
+    class NpuDevice(AcceleratorDevice):
+        kind = "npu"
+        what = "what `harness list devices` says of it"
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
 from harness.errors import HarnessError, Unsupported
 from harness.records import Json
-from harness.registry import unknown
+from harness.registry import Registry, unknown
 
 UNKNOWN_CACHE = 2**28
 """Bytes taken for a last-level cache whose size nobody tells: a buffer of twice that exceeds every GPU's of today."""
 
 
+Precision = Literal["ieee", "tf32"]
+"""How float32 is multiplied: as the standard says, or with TensorFloat-32's short mantissa."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An option of a device, True or False, and what it is when nobody says."""
+
+    default: bool
+    what: str
+
+
 class Device(ABC):
-    """A place where tensors live and work is timed.
+    """A place where tensors live and work is timed. What a kind declares are class attributes.
 
     `options` are switches that hold while the device is `configured()`, for example ``cudnn_benchmark``;
     a name that the device does not have raises UnknownName, a value that is not a bool HarnessError.
     """
 
-    kind: str
-    OPTIONS: ClassVar[Mapping[str, bool]] = {}
-    """The switches of this kind and what each is when nobody says."""
+    kind: ClassVar[str]
+    """Its name, as a suite writes it without an index."""
+    what: ClassVar[str]
+    """What it is, in a few words, for lists."""
+    place: ClassVar[int] = 100
+    """Where the kind stands in lists, small ones first; kinds with the same place by name."""
+    OPTIONS: ClassVar[Mapping[str, Switch]] = {}
+    """The switches of this kind."""
+    is_host: ClassVar[bool] = False
+    """Whether it is the processor that the program itself runs on: work is done when a call returns."""
+    indexed: ClassVar[bool] = False
+    """Whether there may be several, told apart by an index: ``cuda:1``. The constructor then takes `index`."""
+    batch_size: ClassVar[int] = 64
+    """Images in a batch when a suite does not say."""
+    image_size: ClassVar[int] = 224
+    """Pixels of an image's side when a suite does not say."""
+    implementation: ClassVar[str] = "single"
+    """Of an optimizer, as torch itself would choose it there."""
+    float32_products: ClassVar[tuple[Precision, ...]] = ("ieee",)
+    """What `multiplying` can switch to."""
+    identity: ClassVar[tuple[str, ...]] = ("model", "threads", "driver")
+    """What a fingerprint must know, or times are not compared: a card without its driver's version could have any."""
+    telemetry_package: ClassVar[str | None] = None
+    """The optional package that reads `telemetry`; None where none is needed, or there is no telemetry."""
 
     def __init__(self, **options: Json) -> None:
         for name, value in options.items():
@@ -34,7 +76,7 @@ class Device(ABC):
                 raise self._no_option(name)
             if not isinstance(value, bool):
                 raise HarnessError(f"{self.kind}: {name} is {value!r}", remedy=f"use {name}: true or {name}: false")
-        self.options: dict[str, bool] = {**self.OPTIONS, **options}
+        self.options: dict[str, bool] = {name: switch.default for name, switch in self.OPTIONS.items()} | options
         self._passed_through: torch.Tensor | None = None
 
     def _no_option(self, name: str) -> HarnessError:
@@ -50,7 +92,7 @@ class Device(ABC):
     @property
     def name(self) -> str:
         """As a suite writes it: ``cpu``, ``cuda``, ``cuda:1``."""
-        return str(self.torch_device)
+        return self.kind
 
     @abstractmethod
     def available(self) -> str | None:
@@ -60,6 +102,10 @@ class Device(ABC):
     def configured(self) -> Iterator[None]:
         """The device's options, and the device as the current one, for the length of a `with`."""
         yield
+
+    def multiplying(self, precision: Precision) -> AbstractContextManager[None]:
+        """float32 products, of matrices and convolutions alike, in one of `float32_products` for a `with`."""
+        return nullcontext()
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -137,3 +183,41 @@ class Device(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Json]:
         """What identifies it for a reader a year later; plain JSON, sizes in bytes."""
+
+
+DEVICES: Registry[type[Device]] = Registry("device")
+
+D = TypeVar("D", bound=type[Device])
+
+
+def register(device: D) -> D:
+    """Let suites name this kind of device. Raises TypeError, saying what is missing, if it declares too little."""
+    for name in ("kind", "what"):
+        if not hasattr(device, name):
+            raise TypeError(f'{device.__name__} does not say its {name}: write {name} = "..." into the class')
+    DEVICES.register(device.kind)(device)
+    return device
+
+
+def kinds() -> list[str]:
+    """The names of all kinds, in the order of lists."""
+    return sorted(DEVICES, key=lambda kind: (DEVICES[kind].place, kind))
+
+
+def declaration(kind: str) -> dict[str, Json]:
+    """What planning must know of a kind without torch, as plain JSON. Raises UnknownName."""
+    device = DEVICES[kind]
+    return {
+        "what": device.what,
+        "options": {
+            name: {"choices": [True, False], "default": switch.default, "what": switch.what}
+            for name, switch in device.OPTIONS.items()
+        },
+        "host": device.is_host,
+        "indexed": device.indexed,
+        "batch_size": device.batch_size,
+        "image_size": device.image_size,
+        "float32_products": list(device.float32_products),
+        "identity": list(device.identity),
+        "telemetry_package": device.telemetry_package,
+    }

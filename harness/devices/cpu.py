@@ -11,15 +11,22 @@ from typing import NoReturn
 import psutil
 import torch
 
-from harness.devices.base import Device
+from harness.devices.base import Device, register
 from harness.errors import Unsupported
 from harness.records import Json
 
 
+@register
 class CpuDevice(Device):
     """torch's CPU backend. It has no allocator statistics: memory is counted by `harness.memory` instead."""
 
     kind = "cpu"
+    what = "this machine's processor"
+    place = 0
+    is_host = True
+    batch_size = 8
+    image_size = 96
+    identity = ("model", "threads")
 
     @property
     def torch_device(self) -> torch.device:

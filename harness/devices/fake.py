@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 
 from harness.devices import nvidia
-from harness.devices.base import Device
+from harness.devices.base import Device, Switch
 from harness.records import Json
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class FakeDevice(Device):
     """
 
     kind = "fake"
-    OPTIONS: ClassVar[Mapping[str, bool]] = {"cudnn_benchmark": False}
+    OPTIONS: ClassVar[Mapping[str, Switch]] = {"cudnn_benchmark": Switch(False, "written down, and nothing else")}
 
     def __init__(
         self,
@@ -47,10 +47,6 @@ class FakeDevice(Device):
     @property
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
-
-    @property
-    def name(self) -> str:
-        return self.kind
 
     def launching(self, step: Callable[[], T]) -> Callable[[], T]:
         """The same step, written down as ``launch`` whenever it runs."""

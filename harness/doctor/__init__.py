@@ -15,7 +15,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from harness.catalog.vocabulary import DEVICE_KINDS
+from harness import catalog
 from harness.doctor.facts import Shares, activity, gather
 from harness.doctor.finding import Finding, Severity
 from harness.doctor.findings import findings_in
@@ -67,11 +67,11 @@ def examine(
     with ExitStack() as stack:
         at_work = executor or stack.enter_context(LocalExecutor())
         busy = activity()  # first: everything after it keeps the machine busy itself
-        facts = gather(at_work.probe(list(DEVICE_KINDS)), busy, root)
-        present = [name for name, device in facts["devices"].items() if not device["absent"] and name != "cpu"]
+        facts = gather(at_work.probe(list(catalog.devices())), busy, root)
+        present = [name for name, device in facts["devices"].items() if not device["absent"]]
         rounds, shares = _measured(at_work, "cpu", SHARE * seconds, console)
         others: dict[str, Noise] = {}
-        for name in present:
+        for name in (name for name in present if not catalog.device(name)["host"]):
             try:
                 others[name] = noise_of(_measured(at_work, name, SHARE * seconds, console)[0])
             except HarnessError as problem:  # a card that is full, say: what is known of the rest is told all the same

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from harness import catalog
 from harness.doctor.cards import cards
 from harness.doctor.finding import Finding, Severity, percent
 from harness.doctor.steadiness import JUDGED_ROUNDS, Noise
@@ -222,17 +223,18 @@ def _disk(facts: Json) -> Iterator[Finding]:
 def _devices(facts: Json) -> Iterator[Finding]:
     present = [name for name, device in facts["devices"].items() if not device["absent"]]
     yield Finding(Severity.OK, "devices", f"{', '.join(present) or 'none'} can be used")
-    if present == ["cpu"]:
+    if present and all(catalog.device(name)["host"] for name in present):
         reasons = [device["absent"] for device in facts["devices"].values() if device["absent"]]
         yield Finding(
             Severity.NOTE, "devices", reasons[0] if reasons else "no accelerator was asked for",
             "cells on an accelerator are skipped", "on a machine with one: a torch built for it, and its driver",
         )  # fmt: skip
-    if "cuda" in present and not facts["telemetry"]:
+    packages = [package for name in present if (package := catalog.device(name)["telemetry_package"])]
+    if packages and not facts["telemetry"]:
         yield Finding(
-            Severity.NOTE, "devices", "nvidia-ml-py is not installed",
+            Severity.NOTE, "devices", f"{packages[0]} is not installed",
             "without it the card's clocks, temperature and throttling are not recorded beside the times",
-            "pip install nvidia-ml-py",
+            f"pip install {packages[0]}",
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import psutil
 from rich.console import Console
 
+from harness import catalog
 from harness.execution.local import MEMORY_SHARE, LocalExecutor
 from harness.execution.progress import ProgressDisplay
 from harness.planning import Plan
@@ -102,7 +103,7 @@ def _predict(executor: LocalExecutor, task: Task, room: int | None) -> Predictio
 
 def _room(name: str, probe: Json, limit: int | None) -> int | None:
     """Bytes that a task may use on a device; on the CPU a run holds its tasks to this."""
-    if name == "cpu":
+    if catalog.device(name)["host"]:
         return limit or int(MEMORY_SHARE * psutil.virtual_memory().total)
     facts: Mapping[str, Json] = probe["devices"][name].get("facts") or {}
     return facts.get("memory_bytes")

@@ -58,7 +58,7 @@ def pairs(seconds: float, device: str = "cpu") -> Json:
 def _step(device: Device) -> Callable[[], object]:
     """A training step of a convolution with its batch norm; both twins draw the same weights."""
     torch.manual_seed(0)
-    shape = SHAPE if device.kind == "cpu" else LARGE_SHAPE
+    shape = SHAPE if device.is_host else LARGE_SHAPE
     model = blocks.create("conv", shape[1], shape[1]).to(device.torch_device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
     x_NCHW = torch.randn(shape, device=device.torch_device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,15 +38,9 @@ class Prediction:
         self._started = True
         return found
 
-    def _steady(self, first: object) -> StepBytes:
+    def _steady(self, first: Callable[[], object]) -> StepBytes:
         training = self._training
-        return peak_step_bytes(
-            training.model,
-            training.optimizer,
-            training,
-            [training.x, training.target],
-            first,  # type: ignore[arg-type]
-        )
+        return peak_step_bytes(training.model, training.optimizer, training, [training.x, training.target], first)
 
 
 @contextmanager
@@ -83,7 +77,7 @@ def assumptions(subject: Subject) -> list[str]:
         "every storage once, rounded up to 512 bytes",
         "no workspaces inside operators, no allocator reserve, no fragmentation, no device context",
     ]
-    if subject.device.kind != "cpu":
+    if not subject.device.is_host:
         taken.append(f"{cell.device.name} may choose other operators")
     if cell.dtype.startswith("amp_"):
         taken.append("autocast by the CPU's lists")

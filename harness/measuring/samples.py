@@ -79,7 +79,7 @@ class Samples:
         if any(self.telemetry):
             keys = list(dict.fromkeys(key for entry in self.telemetry for key in entry))
             found["telemetry"] = {key: [entry.get(key) for entry in self.telemetry] for key in keys}
-        if device.kind != "cpu" and self.waited:
+        if not device.is_host and self.waited:
             found["waited"] = [round(share, 3) for share in self.waited]
             found["launch_bound"] = median(self.waited) < LAUNCH_BOUND
         suspicious = self.suspicious(device)

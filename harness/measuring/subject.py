@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from harness import blocks, devices
-from harness.catalog.vocabulary import OPTIMIZERS
-from harness.errors import Unsupported
 from harness.models import NothingToFold, fuse, swap
 from harness.models.nets import backbones
+from harness.models.nets.base import Backbone
 from harness.records import Cell, Form
-from harness.training import custom_l2
-from harness.training import rep_optimizers as repopt
+from harness.training import optimizers
+from harness.training.optimizers import OptimizerFactory
 from harness.where import parse as parse_where
 
 DTYPES = {
@@ -44,15 +44,15 @@ class Subject:
         self.seed = seed
         self.device = devices.get(cell.device.name, **cell.device.options)
 
-    @property
-    def is_layer(self) -> bool:
-        """A single convolution: the block itself is the model."""
-        return self.cell.backbone.name == "layer"
+    @cached_property
+    def backbone(self) -> Backbone:
+        """What is known of the cell's backbone without building it. Raises UnknownName for one that does not exist."""
+        return backbones.find(self.cell.backbone.name)
 
     @property
     def has_classes(self) -> bool:
         """Whether the output is logits. A layer's is a map, a super-resolution network's an image."""
-        return backbones.has_classes(self.cell.backbone.name)
+        return self.backbone.has_classes
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
@@ -84,8 +84,8 @@ class Subject:
             if self.cell.threads is not None:
                 torch.set_num_threads(self.cell.threads)
                 stack.callback(torch.set_num_threads, threads)
-            if on_device and self.device.kind == "cuda":
-                stack.enter_context(_float32_products("tf32" if self.cell.dtype == "tf32" else "ieee"))
+            if on_device:
+                stack.enter_context(self.device.multiplying("tf32" if self.cell.dtype == "tf32" else "ieee"))
             yield
 
     def autocast(self, device_type: str | None = None) -> AbstractContextManager[Any]:
@@ -99,9 +99,9 @@ class Subject:
         """The train form in float32 on the current default device (`torch.device("meta")` works), seeded."""
         torch.manual_seed(self.seed)
         cell = self.cell
-        if self.is_layer:
-            sizes = {"c_in": 64, "c_out": 64, **cell.backbone.options}
-            return blocks.create(cell.block.name, kernel_size=cell.kernel_size or 3, **sizes, **cell.block.options)
+        if self.backbone.single is not None:
+            place = self.backbone.single.place(cell.kernel_size, cell.backbone.options)
+            return blocks.create(cell.block.name, **place, **cell.block.options)
         model = backbones.build(cell.backbone.name, num_classes=classes, **cell.backbone.options)
         if cell.block.name != "native":
             model = swap(
@@ -130,8 +130,7 @@ class Subject:
     def input_shape(self, batch: int | None = None) -> tuple[int, int, int, int]:
         """(N, C, H, W); `batch` images, by default the cell's."""
         cell = self.cell
-        name, options = cell.backbone.name, cell.backbone.options
-        channels = options.get("c_in", 64) if self.is_layer else backbones.image_channels(name)
+        channels = self.backbone.channels(cell.backbone.options)
         return (batch or cell.batch_size, channels, cell.image_size, cell.image_size)
 
     def input(self, batch: int | None = None) -> Tensor:
@@ -153,66 +152,34 @@ class Subject:
 
     def regularized(self, loss: Tensor, model: nn.Module) -> Tensor:
         """What a training step minimises: the loss, and what the optimizer's options want added to it."""
-        if not self.cell.optimizer.options.get("custom_l2"):
-            return loss
-        return loss + custom_l2.penalty(model, optimizer_options(self.cell)["weight_decay"])
+        return self._optimizer.regularized(loss, model)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The cell's optimizer, its implementation set explicitly from the target device."""
-        return make_optimizer(self.cell, model)
+        return self._optimizer.create(model)
+
+    @cached_property
+    def _optimizer(self) -> OptimizerFactory:
+        return chosen_optimizer(self.cell)
+
+
+def chosen_optimizer(cell: Cell) -> OptimizerFactory:
+    """The cell's optimizer, its implementation set explicitly from the target device.
+
+    Named, although torch would choose the same there, so that a prediction for another device can follow it.
+    """
+    kind = devices.kind_of(cell.device.name)
+    return optimizers.choose(cell.optimizer.name, cell.optimizer.options, kind.implementation)
 
 
 def optimizer_options(cell: Cell) -> dict[str, Any]:
-    """Every option of the cell's optimizer, defaults filled in, `implementation` included."""
-    declared: dict[str, Any] = OPTIMIZERS[cell.optimizer.name]
-    options = {name: cell.optimizer.options.get(name, entry["default"]) for name, entry in declared.items()}
-    if options["implementation"] is None:
-        # what torch itself would choose there; named, so that a prediction for another device can follow it
-        options["implementation"] = "foreach" if cell.device.name.startswith(("cuda", "xpu")) else "single"
-    base: dict[str, Any] = OPTIMIZERS.get(options.get("base", ""), {})
-    for name in options.keys() & base.keys():
-        if options[name] is None:
-            options[name] = base[name]["default"]
-    return options
+    """Every option of the cell's optimizer, `implementation` included; None for what follows from another one."""
+    return asdict(chosen_optimizer(cell))
 
 
 def make_optimizer(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
-    """The cell's optimizer for `model`. repopt also gives the model the initial weights of the branches it imagines.
+    """The cell's optimizer for `model`; one of them also gives the model other initial weights (repopt).
 
     Raises Unsupported where the model has nothing that an option is for.
     """
-    options = optimizer_options(cell)
-    implementation = options.pop("implementation")
-    options |= {"foreach": implementation == "foreach", "fused": implementation == "fused"}
-    if cell.optimizer.name == "repopt":
-        return _imagining(cell, model, options)
-    if options.pop("custom_l2", False):
-        if not options["weight_decay"]:
-            raise Unsupported("custom_l2 is a weight decay, and that is 0", remedy="write weight_decay: 1e-4 beside it")
-        return torch.optim.SGD(custom_l2.parameter_groups(model), **options)
-    classes: dict[str, Any] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-    optimizer: torch.optim.Optimizer = classes[cell.optimizer.name](model.parameters(), **options)
-    return optimizer
-
-
-def _imagining(cell: Cell, model: nn.Module, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """repopt in the form of its base, and the model begun as it imagines."""
-    scales = repopt.default_scales(model)
-    repopt.initialize(scales)
-    if options.pop("base") == "sgd":
-        return repopt.RepSGD(model.parameters(), scales, **options)
-    for name in ("momentum", "nesterov"):
-        if options.pop(name) and name in cell.optimizer.options:
-            raise Unsupported(f"AdamW has no {name}", remedy=f"leave {name} out, or use base: sgd")
-    return repopt.RepAdamW(model.parameters(), scales, **options)
-
-
-@contextmanager
-def _float32_products(precision: str) -> Iterator[None]:
-    """How CUDA multiplies float32: "ieee" or "tf32", for matrix products and convolutions alike."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+    return chosen_optimizer(cell).create(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,7 +37,7 @@ class Training:
         enter(FORWARD)
         loss = self._loss()
         enter(BACKWARD)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         enter(OPTIMIZER)
         self.optimizer.step()
 

@@ -73,8 +73,9 @@ def accuracy(subject: Subject, epochs: int, batch_size: int, image_size: int, tr
         )
     data = DATASETS[subject.cell.dataset.name]()
     device, dtype = subject.device.torch_device, subject.dtype
-    train_x = as_images(data.train.images_NCHW[:train_images], image_size).to(device, dtype)
-    test_x = as_images(data.test.images_NCHW, image_size).to(device, dtype)
+    channels = subject.input_shape()[1]
+    train_x = as_images(data.train.images_NCHW[:train_images], data, image_size, channels).to(device, dtype)
+    test_x = as_images(data.test.images_NCHW, data, image_size, channels).to(device, dtype)
     train_y, test_y = data.train.labels_N[:train_images].to(device), data.test.labels_N
     model = subject.model("train", classes=data.classes)
     learned = trained(subject, model, train_x, train_y, epochs, batch_size)

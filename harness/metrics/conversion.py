@@ -52,7 +52,7 @@ def conversion_memory(subject: Subject) -> Iterable[Reading]:
     """
     model = _foldable(subject)
     device = subject.device
-    asked = device.kind != "cpu"
+    asked = not device.is_host
     with no_collection(), _OnTheHost() as tracker:
         tracker.register([*model.parameters(), *model.buffers()])
         host_before = tracker.current

@@ -44,12 +44,12 @@ def train_memory(subject: Subject) -> Iterable[Reading]:
     the prediction stands beside it: the difference is workspaces and other operators.
     """
     facts: dict[str, Json] = {"optimizer": optimizer_options(subject.cell)["implementation"]}
-    if subject.device.kind != "cpu":
+    if not subject.device.is_host:
         gc.collect()
         subject.device.empty_cache()  # what an earlier metric of this process left in reserve is not this step's
         facts["held_before"] = subject.device.memory_now()
     step = Training.of(subject)
-    if subject.device.kind == "cpu":
+    if subject.device.is_host:
         found = peak_step_bytes(step.model, step.optimizer, step, [step.x, step.target])
         counted = "live storages, rounded up to 512 bytes"
         yield one("train_memory", "train", "B", found.peak, counted=counted, **facts, **breakdown(found))

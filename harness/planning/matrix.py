@@ -21,8 +21,6 @@ from harness.suite import WHOLE, Axes, Expression, Suite
 from harness.where import parse as parse_where
 
 AXES = tuple(Axes.model_fields)
-LAYER = {"c_in": 64, "c_out": 64, "stride": 1, "groups": 1, "dilation": 1}
-"""What the backbone `layer` is without options."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,7 @@ class Matrix:
                     )
 
 
+TF32 = "tf32"
 CANNOT = "cannot: "
 """How the reason begins when no rule of the suite but the thing itself stands against a cell."""
 
@@ -132,8 +131,8 @@ def _cell(point: dict[str, Any]) -> Cell:
         point["batch_size"] = default_batch_size(backbone, device)
     if point["image_size"] is None:
         point["image_size"] = default_image_size(backbone, device)
-    if point["kernel_size"] is None and backbone == "layer":
-        point["kernel_size"] = 3
+    if point["kernel_size"] is None and backbone in catalog.layers():
+        point["kernel_size"] = catalog.layers()[backbone]["kernel_size"]
     return Cell(**point)
 
 
@@ -150,11 +149,12 @@ def impossible(cell: Cell) -> str | None:
     """Why no process could measure this cell, as far as the catalog knows; None when it may."""
     block = catalog.blocks()[cell.block.name]
     backbone = catalog.backbones()[cell.backbone.name]
-    if cell.dtype == "tf32" and not cell.device.name.startswith("cuda"):
-        return f"{CANNOT}tf32 is a mode of CUDA devices"
+    if wrong := _wrong_products(cell):
+        return wrong
     if wrong := _wrong_image(cell, backbone.get("images", {})):
         return wrong
-    if cell.checkpointing and cell.backbone.name == "layer":
+    is_layer = cell.backbone.name in catalog.layers()
+    if cell.checkpointing and is_layer:
         return f"{CANNOT}a single layer has nothing to compute again"
     if cell.block.name == "native":
         if not backbone["native"]:
@@ -163,11 +163,26 @@ def impossible(cell: Cell) -> str | None:
     sizes = block["limits"]["kernel_size"]
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
-    if cell.block.name == "kw" and cell.backbone.name != "layer" and cell.kernel_size is not None:
+    if cell.block.name == "kw" and not is_layer and cell.kernel_size is not None:
         return f"{CANNOT}in a network block kw keeps the kernel sizes"
-    if cell.backbone.name == "layer":
+    if is_layer:
         return _indivisible(cell) or _beyond_limits(cell, block["limits"])
     return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)
+
+
+def _wrong_products(cell: Cell) -> str | None:
+    """A dtype that is a way of multiplying float32, on a device that has no such way."""
+    if cell.dtype != TF32 or TF32 in catalog.device(cell.device.name)["float32_products"]:
+        return None
+    able = [kind.upper() for kind, declared in catalog.devices().items() if TF32 in declared["float32_products"]]
+    return f"{CANNOT}{TF32} is a mode of {' and '.join(able)} devices"
+
+
+def _layer_options(cell: Cell) -> dict[str, Any]:
+    """Of a backbone that is a single layer, those that are left out at their defaults."""
+    declared = catalog.layers()[cell.backbone.name]["options"]
+    defaults = {name: option["default"] for name, option in declared.items()}
+    return {**defaults, **cell.backbone.options}
 
 
 def _wrong_image(cell: Cell, images: dict[str, int]) -> str | None:
@@ -183,7 +198,7 @@ def _wrong_image(cell: Cell, images: dict[str, int]) -> str | None:
 
 
 def _indivisible(cell: Cell) -> str | None:
-    options = {**LAYER, **cell.backbone.options}
+    options = _layer_options(cell)
     for name in ("c_in", "c_out"):
         if options[name] % options["groups"]:
             return f"{CANNOT}{name} {options[name]} is not a multiple of groups {options['groups']}"
@@ -192,7 +207,7 @@ def _indivisible(cell: Cell) -> str | None:
 
 def _beyond_limits(cell: Cell, limits: dict[str, Any]) -> str | None:
     """A single layer of a kind that the block does not do."""
-    name, layer = cell.block.name, {**LAYER, **cell.backbone.options}
+    name, layer = cell.block.name, _layer_options(cell)
     for key in ("stride", "dilation"):
         if limits[key] != "any" and layer[key] not in limits[key]:
             return f"{CANNOT}{name} has no {key} {layer[key]} (it has {', '.join(map(str, limits[key]))})"

@@ -9,7 +9,6 @@ from textwrap import wrap
 from tabulate import tabulate
 
 from harness import catalog
-from harness.catalog import vocabulary
 from harness.errors import UnknownName
 from harness.records import Json
 from harness.registry import unknown
@@ -24,7 +23,7 @@ def list_text(what: str, as_json: bool) -> str:
         "backbones": catalog.backbones(),
         "metrics": catalog.metrics(),
         "datasets": catalog.datasets(),
-        "devices": {name: {"what": what} for name, what in vocabulary.DEVICE_KINDS.items()},
+        "devices": {name: {"what": device["what"]} for name, device in catalog.devices().items()},
     }
     if what not in tables:
         raise _unknown_list(what)

@@ -97,7 +97,7 @@ class _Names:
             self._something_left(block, ("axes", "block", i))
         self._variants("backbone", axes.backbone, self._backbone_options)
         self._variants("device", axes.device, self._device_options)
-        self._variants("optimizer", axes.optimizer, lambda v: _known("optimizer", v.name, vocabulary.OPTIMIZERS))
+        self._variants("optimizer", axes.optimizer, self._optimizer_options)
         self._variants("dataset", axes.dataset, lambda v: catalog.lookup("dataset", catalog.datasets(), v.name) and {})
         self._words("dtype", axes.dtype, vocabulary.DTYPES)
         self._words("memory_format", axes.memory_format, vocabulary.MEMORY_FORMATS)
@@ -152,16 +152,22 @@ class _Names:
     @staticmethod
     def _backbone_options(variant: Variant) -> Mapping[str, Any]:
         catalog.lookup("backbone", catalog.backbones(), variant.name)
-        options = vocabulary.LAYER_OPTIONS if variant.name == "layer" else {}
-        return {name: {"type": "integer", "minimum": least} for name, least in options.items()}
+        options: Mapping[str, Any] = catalog.layers().get(variant.name, {}).get("options", {})
+        return options
 
     @staticmethod
     def _device_options(variant: Variant) -> Mapping[str, Any]:
         kind, _, index = variant.name.partition(":")
-        _known("device", kind, vocabulary.DEVICE_KINDS)
-        if (":" in variant.name and not index.isdecimal()) or (index and kind == "cpu"):
+        declared = catalog.device(variant.name)
+        if (":" in variant.name and not index.isdecimal()) or (index and not declared["indexed"]):
             raise SuiteError(f"{variant.name!r} is not a device", remedy=f"use {kind}, or cuda:1 for a second device")
-        return vocabulary.DEVICE_OPTIONS if kind == "cuda" else {}
+        options: Mapping[str, Any] = declared["options"]
+        return options
+
+    @staticmethod
+    def _optimizer_options(variant: Variant) -> Mapping[str, Any]:
+        options: Mapping[str, Any] = catalog.lookup("optimizer", catalog.optimizers(), variant.name)["options"]
+        return options
 
     def _words(self, axis: str, values: list[str], known: Collection[str]) -> None:
         for i, word in enumerate(values):
@@ -224,12 +230,6 @@ def _online_remedy(block: str) -> str | None:
     """Whom to turn to when a block has no online evaluation: its linearized sister."""
     sister = catalog.blocks()[block].get("sister")
     return f"its branches have batch norms of their own; online is for its sister {sister}" if sister else None
-
-
-def _known(kind: str, name: str, table: Mapping[str, Any]) -> Any:
-    if name not in table:
-        raise unknown(kind, name, table)
-    return table[name]
 
 
 def nearest(word: str, known: Collection[str]) -> list[str]:

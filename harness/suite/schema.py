@@ -25,8 +25,8 @@ def schema() -> dict[str, Any]:
     axes = text["$defs"]["Axes"]["properties"]
     named = {
         "block": catalog.blocks(),
-        "device": vocabulary.DEVICE_KINDS,
-        "optimizer": vocabulary.OPTIMIZERS,
+        "device": catalog.devices(),
+        "optimizer": catalog.optimizers(),
         "dataset": catalog.datasets(),
     }
     for axis, names in named.items():

@@ -6,7 +6,7 @@ from torch import nn
 
 from harness.blocks.parts.per_sample import Schedule, Tempered
 from harness.records import Json
-from harness.training.rules import RULES, Course, Rule
+from harness.training.rules import RULES, Rule, TrainingContext
 
 
 class Annealing:
@@ -50,9 +50,9 @@ class Annealing:
 class AnnealingRule(Rule):
     """`Annealing` before every step of a training."""
 
-    def __init__(self, course: Course) -> None:
-        super().__init__(course)
-        self._annealing = Annealing(course.model, course.steps_per_epoch, course.epochs)
+    def __init__(self, context: TrainingContext) -> None:
+        super().__init__(context)
+        self._annealing = Annealing(context.model, context.steps_per_epoch, context.epochs)
 
     def before_step(self) -> None:
         self._annealing.step()

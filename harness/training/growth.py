@@ -32,7 +32,7 @@ from harness.records import Json
 from harness.registry import unknown
 from harness.training.growth_scores import RANDOM, SCORES, Scores
 from harness.training.regrouping import GroupOf, Regrouping
-from harness.training.rules import RULES, Course, Rule
+from harness.training.rules import RULES, Rule, TrainingContext
 
 SPREAD = 0.02
 """Branches are cut where the (n - 1) standard deviation of their weights is larger: else none stands back ..."""
@@ -279,16 +279,16 @@ def _grown(model: nn.Module) -> dict[str, DyRepConv]:
 class DyRepRule(Rule):
     """`DyRep` with the paper's schedule in proportion to the training, and the score that the model's blocks name."""
 
-    def __init__(self, course: Course) -> None:
-        super().__init__(course)
-        block = next(module for module in course.model.modules() if isinstance(module, DyRepBlock))
-        schedule = schedule_for(course.epochs)
-        self._dyrep = DyRep(course.model, course.optimizer, *schedule, score=block.score, seed=course.seed)
+    def __init__(self, context: TrainingContext) -> None:
+        super().__init__(context)
+        block = next(module for module in context.model.modules() if isinstance(module, DyRepBlock))
+        schedule = schedule_for(context.epochs)
+        self._dyrep = DyRep(context.model, context.optimizer, *schedule, score=block.score, seed=context.seed)
         self.journal = self._dyrep.journal
 
     def after_backward(self) -> None:
         self._dyrep.record()
 
     def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
-        with self.course.autocast():
+        with self.context.autocast():
             self._dyrep.after_epoch(epoch, images)

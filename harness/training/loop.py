@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.records import Json
-from harness.training.rules import Course, rules_for
+from harness.training.rules import TrainingContext, rules_for
 from harness.training.schedules import warmup_and_cosine
 
 
@@ -64,8 +64,8 @@ def learn(
     steps_per_epoch = max(1, len(labels_N) // batch_size)
     total = epochs * steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_and_cosine(step, total))
-    course = Course(model, optimizer, steps_per_epoch, epochs, seed, objective.autocast)
-    steps = _Steps(course, objective, schedule, images_NCHW, labels_N, batch_size)
+    context = TrainingContext(model, optimizer, steps_per_epoch, epochs, seed, objective.autocast)
+    steps = _Steps(context, objective, schedule, images_NCHW, labels_N, batch_size)
     losses: list[float] = []
     for loss in steps:
         if not math.isfinite(loss):
@@ -79,26 +79,26 @@ class _Steps:
 
     def __init__(
         self,
-        course: Course,
+        context: TrainingContext,
         objective: Objective,
         schedule: torch.optim.lr_scheduler.LambdaLR,
         images_NCHW: Tensor,
         labels_N: Tensor,
         batch_size: int,
     ) -> None:
-        self.course, self.objective, self.schedule = course, objective, schedule
+        self.context, self.objective, self.schedule = context, objective, schedule
         self.images, self.labels, self.batch_size = images_NCHW, labels_N, batch_size
-        self.rules = rules_for(course)
+        self.rules = rules_for(context)
 
     @property
     def journals(self) -> dict[str, list[Json]]:
         return {name: list(rule.journal) for name, rule in self.rules.items() if rule.journal}
 
     def __iter__(self) -> Iterator[float]:
-        order = torch.Generator().manual_seed(self.course.seed)
-        for epoch in range(self.course.epochs):
+        order = torch.Generator().manual_seed(self.context.seed)
+        for epoch in range(self.context.epochs):
             shuffled = torch.randperm(len(self.labels), generator=order).to(self.labels.device)
-            batches = torch.split(shuffled[: self.course.steps_per_epoch * self.batch_size], self.batch_size)
+            batches = torch.split(shuffled[: self.context.steps_per_epoch * self.batch_size], self.batch_size)
             for chosen in batches:
                 yield self._step(chosen)
             for rule in self.rules.values():
@@ -106,7 +106,7 @@ class _Steps:
 
     def _step(self, chosen: Tensor) -> float:
         """The loss on these images, and a step down it where it is finite."""
-        model, optimizer = self.course.model, self.course.optimizer
+        model, optimizer = self.context.model, self.context.optimizer
         for rule in self.rules.values():
             rule.before_step()
         optimizer.zero_grad(set_to_none=True)
@@ -115,7 +115,7 @@ class _Steps:
             minimised = self.objective.regularized(loss, model)
         value = loss.item()
         if math.isfinite(value):
-            minimised.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(minimised)
             for rule in self.rules.values():
                 rule.after_backward()
             optimizer.step()

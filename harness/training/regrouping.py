@@ -1,4 +1,4 @@
-"""Fill an optimizer's groups again after its model has got other parameters: the groups, their rates and decays stay.
+"""What fills an optimizer's groups again when its model has got other parameters: groups, rates and decays stay.
 
 Schedulers keep one base rate per group, so no group may come or go; and what `torch.optim` saves is told apart by
 position, so parameters stand in the order of their names, whatever order the model has changed in.

@@ -19,7 +19,7 @@ from harness.registry import Registry
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingContext:
     """A training as its rules see it. `autocast`: what a forward pass of it runs in."""
 
     model: nn.Module
@@ -36,8 +36,8 @@ class Rule:
     journal: list[Json]
     """What the rule did to the model, event by event, as plain JSON."""
 
-    def __init__(self, course: Course) -> None:
-        self.course = course
+    def __init__(self, context: TrainingContext) -> None:
+        self.context = context
         self.journal = []
 
     def before_step(self) -> None:
@@ -50,10 +50,10 @@ class Rule:
         """Behind the last step of epoch `epoch` (from 0), with its batches of images once more."""
 
 
-RULES: Registry[Callable[[Course], Rule]] = Registry("training rule")
+RULES: Registry[Callable[[TrainingContext], Rule]] = Registry("training rule")
 
 
-def rules_for(course: Course) -> dict[str, Rule]:
+def rules_for(context: TrainingContext) -> dict[str, Rule]:
     """The rules that the modules of a model ask for, each once, in the order in which they are first asked for."""
-    asked = [name for module in course.model.modules() for name in getattr(module, "training_rules", ())]
-    return {name: RULES[name](course) for name in dict.fromkeys(asked)}
+    asked = [name for module in context.model.modules() for name in getattr(module, "training_rules", ())]
+    return {name: RULES[name](context) for name in dict.fromkeys(asked)}

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from harness import catalog
 from harness.records import Fingerprint, Json
 
-REQUIRED = ("model", "threads")
-"""What both sides must know. A capability is not among them: xpu and mps have none."""
-
-REQUIRED_OF_ACCELERATORS = (*REQUIRED, "driver")
-"""A card without its driver's version could have had any; a processor has no driver."""
+REQUIRED = ("model", "threads", "driver")
+"""What both sides must know of a device whose kind is not known here; the others declare it (`identity`)."""
 
 IDENTITY = ("model", "capability", "threads")
 """What makes it another machine when both sides know it and differ."""
@@ -57,7 +55,7 @@ def comparability_of(before: Fingerprint, now: Fingerprint, device: str) -> Comp
     system or versions differ. Other devices of the two machines do not matter.
     """
     then, today = _facts(before, device), _facts(now, device)
-    required = _named(REQUIRED if device == "cpu" else REQUIRED_OF_ACCELERATORS, device)
+    required = _named(_required(device), device)
     unknown = [name for name in required if name not in then or name not in today]
     known = then.keys() & today.keys()
     another = [name for name in _named(IDENTITY, device) if name in known and then[name] != today[name]]
@@ -96,6 +94,12 @@ def _facts(fingerprint: Fingerprint, device: str) -> dict[str, Json]:
 
 def _is_device(value: Json) -> bool:
     return isinstance(value, Mapping)
+
+
+def _required(device: str) -> Iterable[str]:
+    declared = catalog.devices().get(device.partition(":")[0])
+    required: Iterable[str] = declared["identity"] if declared else REQUIRED
+    return required
 
 
 def _named(names: Iterable[str], device: str) -> list[str]:

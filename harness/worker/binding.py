@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from harness import catalog
 from harness.records import Cell
 
 
@@ -18,7 +19,7 @@ def cores_for(cells: tuple[Cell, ...]) -> list[int]:
         return []
     threads = [cell.threads for cell in cells]
     allowed = sorted(os.sched_getaffinity(0))
-    if any(cell.device.name != "cpu" for cell in cells) or None in threads:
+    if any(not catalog.device(cell.device.name)["host"] for cell in cells) or None in threads:
         return []
     wanted = max(count for count in threads if count is not None)
     return allowed[-wanted:] if wanted < len(allowed) else []

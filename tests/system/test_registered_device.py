@@ -115,8 +115,10 @@ def main() -> None:
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
 
     class Registered(AcceleratorDevice):
+        kind = "fakegpu"
+
         def __init__(self) -> None:
-            super().__init__("fakegpu")
+            super().__init__()
             self.log: list[str] = []
 
         def synchronize(self) -> None:

@@ -307,7 +307,7 @@ def test_only_the_backbones_that_fit_are_built_again(monkeypatch):
     monkeypatch.setattr(indexing, "backbone_entry", lambda name: None if name == "unfit" else {"built": name})
     listed = {"old": {"kept": 1}, "tv_new": {"kept": 2}, "gone": {"kept": 3}}
     found = indexing.backbone_index(["*new", "unfit"], listed)
-    assert list(found) == ["layer", "new", "old", "tv_new"]
+    assert list(found) == ["old", "tv_new", "layer", "new"]  # those that were listed keep their places
     assert found["new"] == {"built": "new"}
     assert found["old"] == {"kept": 1}
     assert found["tv_new"] == {"built": "tv_new"}

@@ -22,7 +22,14 @@ REMEDY = "run python -m harness.indexing"
 
 
 def test_the_index_is_current():
-    packaged = {"blocks": catalog.blocks(), "metrics": catalog.metrics(), "datasets": catalog.datasets()}
+    packaged = {
+        "blocks": catalog.blocks(),
+        "metrics": catalog.metrics(),
+        "datasets": catalog.datasets(),
+        "devices": catalog.devices(),
+        "optimizers": catalog.optimizers(),
+        "layers": catalog.layers(),
+    }
     assert packaged == json.loads(json.dumps(indexing.index())), REMEDY
 
 

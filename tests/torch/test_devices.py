@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import devices
+from harness import catalog, devices
 from harness.devices import cpu
 from harness.devices.accelerator import AcceleratorDevice
+from harness.devices.base import register
+from harness.devices.cuda import CudaDevice
 from harness.devices.fake import FakeDevice
 from harness.errors import HarnessError, UnknownName, Unsupported
 
@@ -75,7 +77,7 @@ def test_an_index_beyond_the_devices_found_is_a_reason(monkeypatch):
 
 
 def test_statistics_of_the_allocator_are_what_is_read(monkeypatch):
-    device = AcceleratorDevice("cuda", 1)
+    device = CudaDevice(1)
     monkeypatch.setattr(device, "available", lambda: None)
     stats = {"allocated_bytes.all.current": 7, "allocated_bytes.all.peak": 9}
     resets = []
@@ -87,7 +89,7 @@ def test_statistics_of_the_allocator_are_what_is_read(monkeypatch):
 
 
 def test_an_accelerators_cache_is_what_torch_says_but_not_what_rocm_says(monkeypatch):
-    device = AcceleratorDevice("cuda", 1)
+    device = CudaDevice(1)
     monkeypatch.setattr(device, "_properties", lambda: SimpleNamespace(L2_cache_size=50 * 2**20))
     monkeypatch.setattr(torch.version, "hip", None)
     assert device.cache_bytes() == 50 * 2**20
@@ -159,3 +161,32 @@ def test_options_hold_while_configured_and_no_longer(monkeypatch):
 def test_what_is_not_a_device_is_refused_with_a_remedy(name, options, error, says):
     with pytest.raises(error, match=says):
         devices.get(name, **options)
+
+
+def test_every_kind_declares_what_planning_reads_of_it():
+    assert list(catalog.devices()) == list(devices.KINDS)
+    for kind, declared in catalog.devices().items():
+        assert declared == json.loads(json.dumps(devices.declaration(kind)))
+    assert [kind for kind, declared in catalog.devices().items() if declared["host"]] == ["cpu"]
+    assert {devices.kind_of(name).implementation for name in ("cuda:1", "xpu")} == {"foreach"}
+    assert {devices.kind_of(name).implementation for name in ("cpu", "mps")} == {"single"}
+
+
+def test_float32_products_are_switched_and_switched_back():
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for precision, short in (("tf32", True), ("ieee", False)):
+        with devices.get("cuda").multiplying(precision):
+            assert [flag.allow_tf32 for flag in flags] == [short, short]
+        assert [flag.allow_tf32 for flag in flags] == before
+    with devices.get("cpu").multiplying("ieee"):
+        assert [flag.allow_tf32 for flag in flags] == before
+
+
+def test_a_kind_that_declares_too_little_is_told_what_is_missing():
+    class Nameless(AcceleratorDevice):
+        kind = "npu"
+
+    with pytest.raises(TypeError, match="Nameless does not say its what"):
+        register(Nameless)
+    assert "npu" not in devices.DEVICES

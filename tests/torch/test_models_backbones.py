@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from harness import catalog
 from harness.errors import HarnessError, UnknownName
 from harness.memory import build_on_meta
 from harness.models import build, input_shape, names
+from harness.models.nets.own import OwnNet, register
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,25 @@ def test_what_cannot_be_built_is_refused_with_a_remedy(name, options, error, say
 def test_every_name_is_listed_once():
     assert {"layer", "plain_b0", "resnet18"} <= set(names())
     assert len(names()) == len(set(names()))
+
+
+def test_a_net_that_declares_too_little_is_told_what_is_missing():
+    class Stemless(OwnNet):
+        pass
+
+    class Unclassified(OwnNet):
+        stem_names = ()
+
+    with pytest.raises(TypeError, match="Stemless does not say its stem"):
+        register("stemless", Stemless)
+    with pytest.raises(TypeError, match="has_classes = False"):
+        register("unclassified", Unclassified)
+    assert not {"stemless", "unclassified"} & set(names())
+
+
+def test_planning_knows_the_options_and_sizes_of_a_single_layer():
+    layer = catalog.layers()["layer"]
+    assert {name: (option["minimum"], option["default"]) for name, option in layer["options"].items()} == {
+        "c_in": (1, 64), "c_out": (1, 64), "stride": (1, 1), "groups": (1, 1), "dilation": (1, 1), "padding": (0, None),
+    }  # fmt: skip
+    assert (layer["batch_size"], layer["image_size"], layer["kernel_size"]) == (8, 56, 3)

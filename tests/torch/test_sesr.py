@@ -171,7 +171,7 @@ def test_a_cell_of_a_net_without_classes_has_an_image_and_the_mean_of_squares():
     assert y.shape == (2, 1, 16, 16)
     assert subject.loss(y, subject.target()).item() == pytest.approx((y**2).mean().item())
     assert not subject.has_classes
-    assert not subject.is_layer
+    assert subject.backbone.single is None
 
 
 @pytest.mark.parametrize(("options", "tail_has_one"), [({}, False), ({"residual": True}, True)])

@@ -17,6 +17,7 @@ from harness.errors import HarnessError, Unsupported
 from harness.measuring.predicted_step import predict
 from harness.measuring.subject import AUTOCAST, Subject
 from harness.models.nets import backbones
+from harness.models.nets.base import BACKBONES, Backbone
 from harness.records import Variant
 from harness.store.run import open_run
 
@@ -195,7 +196,7 @@ OWN = (("lazy", Lazy), ("looking", Looking), ("narrow", Narrow), ("volumes", Vol
 @pytest.fixture
 def own(monkeypatch):
     for name, made in OWN:
-        monkeypatch.setitem(backbones.OWN, name, lambda classes, made=made, **_: made())
+        monkeypatch.setitem(BACKBONES._items, name, Backbone(lambda classes, made=made, **_: made()))
 
 
 def own_cell(name):

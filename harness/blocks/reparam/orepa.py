@@ -244,8 +244,8 @@ class OREPA(FusableBlock):
 def basis(spec: ConvSpec, used: Collection[str], like: Tensor) -> Tensor:
     """The fixed k x k taps of the `POINTS` that are used: average, prior, centre; (O, k * k, at most 3)."""
     k, c_out = spec.kernel_size, spec.c_out
-    # made in float64 everywhere but on mps, which has none: a float32 1/9 would stay one in a float64 model
-    made = {"device": like.device, "dtype": torch.float32 if like.device.type == "mps" else torch.float64}
+    # made in float64, so on the CPU, since not every device has it: a float32 1/9 would stay one in a float64 model
+    made = {"device": "meta" if like.is_meta else "cpu", "dtype": torch.float64}
     channel, tap = torch.arange(c_out, **made), torch.arange(k, **made)  # type: ignore[call-overload]
     down = channel < c_out / 2  # not rounded: an odd O gives half-integer frequencies across
     frequency = torch.where(down, channel + 1, channel + 1 - c_out / 2)
@@ -256,7 +256,7 @@ def basis(spec: ConvSpec, used: Collection[str], like: Tensor) -> Tensor:
     centre[:, k // 2, k // 2] = 1
     taps = [pattern for name, pattern in zip(POINTS, (average, prior, centre), strict=True) if name in used]
     stacked = torch.stack(taps, dim=3) if taps else prior.new_empty(c_out, k, k, 0)
-    return stacked.flatten(1, 2).to(like.dtype)
+    return stacked.flatten(1, 2).to(like.dtype).to(like.device)
 
 
 def kaiming(c_out: int, inputs: int, kernel_size: int, slope: float, taps_last: bool = False) -> nn.Parameter:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness import catalog
 from harness.errors import HarnessError
 from harness.execution.aa.background_load import background_load
 from harness.execution.ab.lockstep import HEAD, SIDES, PairedExecutors, PairedStopping
@@ -64,10 +65,11 @@ class ExperimentRunner:
                 f"suite {plan.suite.name} has no timed metric, so there is nothing that could be a false alarm",
                 remedy="use a suite with latency or train_step, as suites/aa.yaml",
             )
-        elsewhere = {cell.device.name for task in self.tasks for cell in task.cells} - {"cpu"}
+        used = {cell.device.name for task in self.tasks for cell in task.cells}
+        elsewhere = [name for name in sorted(used) if not catalog.device(name)["host"]]
         if elsewhere and any(conditions.slowdowns):
             raise HarnessError(
-                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(sorted(elsewhere))}",
+                f"a slowdown can be injected on the cpu only; this suite measures on {', '.join(elsewhere)}",
                 remedy="use --slowdowns 0 for the false-alarm rate alone",
             )
         self.plan, self.conditions = plan, conditions

@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from harness.models.nets.own import OwnNet
+from harness.models.nets.own import OwnNet, register
 
 LAYERS = {"18": (4, 4, 4, 4), "34": (6, 8, 12, 6)}
 """Of the ImageNet networks: 3x3 layers in the groups of 64, 128, 256 and 512 channels."""
@@ -84,3 +84,10 @@ def _layers(c_in: int, widths: tuple[int, ...], counts: tuple[int, ...]) -> nn.S
 
 def _head(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+for _depth in LAYERS:
+    register(f"diracnet{_depth}", DiracNet, _depth)
+
+for _name, _size in CIFAR.items():
+    register(f"diracnet{_name}_cifar", CifarDiracNet, *_size)

@@ -1,4 +1,4 @@
-"""The harness's own backbones: the plain RepVGG topology and a single convolution."""
+"""PlainNet: RepVGG's topology without branches, in the sizes of its paper and of RepOptimizer's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from harness.models.nets.own import OwnNet
+from harness.models.nets.own import OwnNet, register
 
 DEPTHS = {"a": (2, 4, 14, 1), "b": (4, 6, 16, 1), "l": (8, 14, 24, 1)}
 """Blocks in stages 1 to 4 (stage 0, the stem, has one). a and b: Ding et al., RepVGG, CVPR 2021, arXiv:2101.03697,
@@ -71,30 +71,5 @@ class PlainNet(OwnNet):
         return logits
 
 
-class Layer(nn.Module):
-    """A single convolution slot, for studies of kernels.
-
-    Shapes: (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)) with the default "same" padding; no
-    classifier.
-    """
-
-    stem_names: tuple[str, ...] = ()  # its one convolution is what is studied
-
-    def __init__(
-        self,
-        c_in: int = 64,
-        c_out: int = 64,
-        kernel_size: int = 3,
-        stride: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-        padding: int | None = None,
-    ) -> None:
-        super().__init__()
-        padding = dilation * (kernel_size // 2) if padding is None else padding
-        self.conv = nn.Conv2d(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias=False)
-        self.norm = nn.BatchNorm2d(c_out)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW: Tensor = self.norm(self.conv(x_NCHW))
-        return y_NCHW
+for _size in SIZES:
+    register(f"plain_{_size}", PlainNet, _size)

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import product
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.models.nets.own import OwnNet
+from harness.models.nets.own import OwnNet, register
 from harness.records import Json
 
 NETS = {"m3": (3, 16), "m5": (5, 16), "m7": (7, 16), "m11": (11, 16), "xl": (11, 32)}
@@ -43,6 +44,7 @@ class SESR(OwnNet):
 
     stem_names = ("head",)
     in_chans = 1
+    has_classes = False
 
     def __init__(self, net: str, scale: int) -> None:
         super().__init__()
@@ -73,3 +75,7 @@ def depth_to_space(x_NCHW: Tensor) -> Tensor:
     n, channels, height, width = x_NCHW.shape
     grouped = x_NCHW.reshape(n, 4, channels // 4, height, width).transpose(1, 2)
     return F.pixel_shuffle(grouped.reshape(n, channels, height, width), 2)
+
+
+for _net, _scale in product(NETS, SCALES):
+    register(f"sesr_{_net}_x{_scale}", SESR, _net, _scale)

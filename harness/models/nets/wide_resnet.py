@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from harness.models.nets.own import OwnNet
+from harness.models.nets.own import OwnNet, register
 
 FACTORS = {"x1_5": 1.5, "x2": 2.0}
 
@@ -50,3 +50,7 @@ def _stage(c_in: int, c_out: int, stride: int) -> nn.Sequential:
     if c_in != c_out:
         shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
     return nn.Sequential(BasicBlock(c_in, c_out, stride, shortcut), BasicBlock(c_out, c_out))
+
+
+for _name, _factor in FACTORS.items():
+    register(f"wide_resnet18_{_name}", WideResNet18, _factor)
