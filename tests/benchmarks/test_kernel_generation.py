@@ -12,7 +12,7 @@ from test_blocks_against_branches import note
 from test_blocks_speed import BATCH, OTHERS, PIXELS, Neighbours, ratio_of_minima, resnet18
 from torch.nn import functional as F
 
-from harness.blocks.reparam.orepa import LinearBranches
+from harness.blocks.parts.linear_branches import LinearBranches
 
 pytestmark = pytest.mark.alone
 

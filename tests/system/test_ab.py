@@ -23,7 +23,7 @@ metrics: [params, fused_output, train_step]
 budget: {rounds: 5, seconds: 0.2, precision: null}
 """
 
-FORWARD = "        return self.after(self.branches(x_NCHW))  # type: ignore[no-any-return]\n"
+FORWARD = "        y_NCHW: Tensor = self.after(self.branches(x_NCHW))\n"
 IDLE = f"        for _ in range(400):\n            x_NCHW = x_NCHW + 0.0\n{FORWARD}"
 """RepVGG does work for nothing: the same output, later."""
 
@@ -44,7 +44,7 @@ def repository(resident):
     git(home, "init", "-q", "-b", "main")
     git(home, "add", "harness", "pyproject.toml")
     git(home, "commit", "-qm", "as it is")
-    block = home / "harness" / "blocks" / "repvgg.py"
+    block = home / "harness" / "blocks" / "reparam" / "repvgg.py"
     assert block.read_text().count(FORWARD) == 1
     block.write_text(block.read_text().replace(FORWARD, IDLE))
     git(home, "commit", "-qam", "a slower RepVGG")

@@ -11,7 +11,7 @@ axes: {block: [conv, repvgg, acb], backbone: layer, image_size: 28, batch_size: 
 metrics: [params, macs, saved_memory, train_memory, fusion_error, train_step, latency]
 budget: {rounds: 6, seconds: 0.1, precision: null}
 """
-RETURN = "        return self.branches(x_NCHW)  # type: ignore[no-any-return]\n\n    def kernel"
+RETURN = "        y_NCHW: Tensor = self.branches(x_NCHW)\n        return y_NCHW\n\n    def kernel"
 RETURN_REPVGG = RETURN.replace("self.branches(x_NCHW)", "self.after(self.branches(x_NCHW))")
 SLOWER = """        import torch
         with torch.no_grad():  # twice as much again as forward and backward together, so that a busy machine
@@ -38,9 +38,9 @@ ANOTHER_EPS = """        for norm in self.branches.modules():
                 norm.eps = 1e-3
 """
 CHANGES = {
-    ("repvgg", "saved_memory (train)"): ("blocks/repvgg.py", RETURN_REPVGG, KEEPS_MORE),
-    ("dbb", "params (train)"): ("blocks/dbb.py", IN_DBB, IN_DBB + ONE_PARAMETER_MORE),
-    ("acb", "fused_output (fused)"): ("blocks/acb.py", IN_ACB, IN_ACB + ANOTHER_EPS),
+    ("repvgg", "saved_memory (train)"): ("blocks/reparam/repvgg.py", RETURN_REPVGG, KEEPS_MORE),
+    ("dbb", "params (train)"): ("blocks/reparam/dbb.py", IN_DBB, IN_DBB + ONE_PARAMETER_MORE),
+    ("acb", "fused_output (fused)"): ("blocks/reparam/acb.py", IN_ACB, IN_ACB + ANOTHER_EPS),
 }
 """The only reading that each change may fail, and the change. Each is of another block, and no cell has two blocks: one
 run shows what each does by itself. That a single such row is enough for exit code 1 stands in test_verdict_check.py."""
@@ -117,8 +117,8 @@ def test_a_slower_block_and_an_extra_saved_tensor_fail_the_gate_and_nothing_else
     suite = user.suite(SUITE)
     with user.shell() as shell:
         measured_before_and_again(shell, suite)
-        waiting = ("blocks/repvgg.py", RETURN_REPVGG, SLOWER + RETURN_REPVGG)
-        changes = waiting, ("blocks/acb.py", RETURN, KEEPS_MORE)
+        waiting = ("blocks/reparam/repvgg.py", RETURN_REPVGG, SLOWER + RETURN_REPVGG)
+        changes = waiting, ("blocks/reparam/acb.py", RETURN, KEEPS_MORE)
         measured_with(user, suite, mutated(*changes))
         code, rows = regressed(shell, "changed")
         assert code == 1

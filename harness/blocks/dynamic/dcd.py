@@ -143,12 +143,14 @@ class Phi(KernelWork):
         self.linear = nn.Linear(narrow, width**2, bias=False)
 
     def forward(self, squeezed_NQ: Tensor) -> Tensor:
-        return self.linear(squeezed_NQ).reshape(-1, self.width, self.width)  # type: ignore[no-any-return]
+        phi_NDD: Tensor = self.linear(squeezed_NQ).reshape(-1, self.width, self.width)
+        return phi_NDD
 
 
 def _mixed(phi_NDD: Tensor, z_NDL: Tensor, norm: nn.Module) -> Tensor:
     """bn(Phi z) + z: with the identity for stability, as the authors say."""
-    return norm(torch.bmm(phi_NDD, z_NDL)) + z_NDL  # type: ignore[no-any-return]
+    path_NDL: Tensor = norm(torch.bmm(phi_NDD, z_NDL)) + z_NDL
+    return path_NDL
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:

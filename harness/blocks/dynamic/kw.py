@@ -180,7 +180,8 @@ class KW(PerSampleBlock):
         self.conv = KWConv2d(spec, self.warehouse, 0, Attending(norm=attention_norm), bias=False)
 
     def convolved(self, x_NCHW: Tensor) -> Tensor:
-        return self.conv(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.conv(x_NCHW)
+        return y_NCHW
 
 
 def ratios_of(b: Fraction) -> Ratios:

@@ -75,7 +75,8 @@ class PerSampleBlock(Block):
         self.bn: nn.Module = nn.BatchNorm2d(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.convolved(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.convolved(x_NCHW))
+        return y_NCHW
 
     def convolved(self, x_NCHW: Tensor) -> Tensor:
         """The block without its batch norm."""

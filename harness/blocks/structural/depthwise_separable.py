@@ -33,4 +33,5 @@ class DepthwiseSeparable(Block):
         self.stages = in_a_row([depthwise, point(spec.c_in, spec.c_out)])
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.stages(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.stages(x_NCHW)
+        return y_NCHW

@@ -105,4 +105,5 @@ class MaxPool(nn.Module):
         x_NCHW = widen(x_NCHW, self.margin, self.margin)
         if self.around:
             x_NCHW = F.pad(x_NCHW, [self.around] * 4, value=-math.inf)
-        return self.pool(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.pool(x_NCHW)
+        return y_NCHW

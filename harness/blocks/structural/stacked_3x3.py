@@ -43,7 +43,8 @@ class Stacked3x3(Block):
         self.stages = in_a_row(map(ConvBN, _places(spec)), RELU if activation else None)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.stages(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.stages(x_NCHW)
+        return y_NCHW
 
 
 def _places(spec: ConvSpec) -> Iterator[ConvSpec]:
