@@ -15,14 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness import blocks
 from harness.blocks import ConvSpec
 from harness.blocks.dynamic.kw import NARROWEST, Attending, KWConv2d, KWLayer, KWLinear
 from harness.blocks.parts.warehouse import Layout, Warehouse, lay_out
 from harness.errors import HarnessError, Unsupported
+from harness.models.candidates import Layers, nothing_matched
 from harness.models.layers import LayerChange, label, padding_of, replace_module
-from harness.models.warehouse_plans import Layer, Plan, layers_of, plan
+from harness.models.tracing import trace
+from harness.models.warehouse_plans import PAPER, Layer, Plan, layers_of, plan
+from harness.records import Json
+from harness.where import PRESETS, Where
 
-__all__ = ["Plan", "WarehouseReport", "plan", "swap_in_warehouses"]
+__all__ = ["Plan", "WarehouseReport", "plan", "swap_in_warehouses", "swap_with_warehouses"]
 
 
 EXPLOSION = 100
@@ -99,6 +104,24 @@ def swap_in_warehouses(model: nn.Module, plan: Plan) -> nn.Module:
     new.swap_report = tuple(changes[name] for name in plan.layers if name in changes)  # type: ignore[assignment]
     new.warehouse_report = tuple(reports)  # type: ignore[assignment]
     return new
+
+
+def swap_with_warehouses(model: nn.Module, block: str, rule: Where, options: dict[str, Json]) -> nn.Module:
+    """The paper's plan of warehouses, or one for each stage of the layers that `rule` picks; norms stay.
+
+    block: one with the options `ratio` and `attention_norm`, which say how its warehouses are made.
+    """
+    with torch.device("meta"):
+        blocks.create(block, 16, 16, **options)  # refuses options that it does not have
+    named: frozenset[str] | None = None
+    if rule != PRESETS[PAPER]:
+        layers = Layers(model, trace(model, training=True))
+        chosen = [(use, *layers.choose(use, rule, block)) for use in layers.uses]
+        named = frozenset(use.name for use, picked, _ in chosen if picked is not None)
+        if not named:
+            raise nothing_matched(layers, rule, [LayerChange(use.name, "", "", reason) for use, _, reason in chosen])
+    ratio, norm = options.get("ratio", 1), options.get("attention_norm")
+    return swap_in_warehouses(model, plan(model, ratio, PAPER if named is None else named, norm))
 
 
 def _layout(model: nn.Module, plan: Plan, name: str, members: Iterable[str]) -> Layout:

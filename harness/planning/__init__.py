@@ -104,7 +104,9 @@ def _reference_label(part: Part) -> str:
     chosen = part.compare.reference
     if chosen is not None:
         return chosen.label if isinstance(chosen, Variant) else str(chosen)
-    return "conv" if "conv" in labels else labels[0]
+    declared = catalog.blocks()
+    plain = [label for label in labels if label in declared and declared[label]["family"] == "plain"]
+    return [*plain, *labels][0]
 
 
 def _tasks(part: Part, budget: Budget, groups: Sequence[Group]) -> Iterator[Task]:

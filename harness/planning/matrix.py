@@ -156,15 +156,16 @@ def impossible(cell: Cell) -> str | None:
         return wrong
     if cell.checkpointing and cell.backbone.name == "layer":
         return f"{CANNOT}a single layer has nothing to compute again"
-    if cell.block.name == "native":
+    network = block["network"]
+    if network["own_layers"]:
         if not backbone["native"]:
             return f"{CANNOT}{cell.backbone.name} has no re-parameterizable layers of its own"
-        return f"{CANNOT}native blocks keep their own kernel sizes" if cell.kernel_size is not None else None
+        return f"{CANNOT}{cell.block.name} blocks keep their own kernel sizes" if cell.kernel_size is not None else None
     sizes = block["limits"]["kernel_size"]
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
-    if cell.block.name == "kw" and cell.backbone.name != "layer" and cell.kernel_size is not None:
-        return f"{CANNOT}in a network block kw keeps the kernel sizes"
+    if network["keeps_kernel_sizes"] and cell.backbone.name != "layer" and cell.kernel_size is not None:
+        return f"{CANNOT}in a network block {cell.block.name} keeps the kernel sizes"
     if cell.backbone.name == "layer":
         return _indivisible(cell) or _beyond_limits(cell, block["limits"])
     return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)

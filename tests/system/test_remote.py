@@ -67,7 +67,7 @@ def altered(tmp_path_factory) -> Path:
     counts.write_text(counts.read_text().replace(honest, "4711"))
     for file, more in [
         ("execution/local.py", PRINTING),
-        ("blocks/acb.py", HANGING),
+        ("blocks/reparam/acb.py", HANGING),
         ("errors.py", "\nprint('early')\n"),
     ]:
         with (root / "harness" / file).open("a") as source:

@@ -92,7 +92,7 @@ def test_which_run_is_gone_on_with(user, mutated):
         again = shell.run("run", suite, "--out", first)
         assert "3 cells measured (3 reused)" in again.stdout.splitlines()[-1]
 
-    user.source = mutated(("blocks/acb.py", "from __future__", "# a changed line\nfrom __future__"))
+    user.source = mutated(("blocks/reparam/acb.py", "from __future__", "# a changed line\nfrom __future__"))
     with user.shell() as shell:
         refused = shell.run("run", suite, "--out", first)
         assert refused.returncode == 2

@@ -162,6 +162,8 @@ class KWLinear(KWLayer):
 @BLOCKS.register("kw")
 class KW(PerSampleBlock):
     paper = "Li and Yao, KernelWarehouse: Rethinking the Design of Dynamic Convolution, ICML 2024, arXiv:2406.07879"
+    shared_state = "warehouses"
+    keeps_kernel_sizes = True
 
     def __init__(
         self,

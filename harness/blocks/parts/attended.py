@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import Choice, ConvSpec, FusableBlock
+from harness.blocks.base import ConvSpec, FusableBlock
+from harness.blocks.declared import Choice
 from harness.blocks.parts.branches import ConvBN
 from harness.errors import Unsupported
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import Choice, ConvSpec, FusableBlock
+from harness.blocks.base import ConvSpec, FusableBlock
+from harness.blocks.declared import Choice
 from harness.blocks.parts.branches import Branch
 from harness.blocks.parts.cached import CachedKernel
 from harness.blocks.parts.composition import no_autocast

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from harness.blocks.base import Choice, ConvSpec
+from harness.blocks.base import ConvSpec
+from harness.blocks.declared import Choice
 from harness.blocks.parts.composed import Chain, ComposedBlock, norm_behind
 
 PAPER = (

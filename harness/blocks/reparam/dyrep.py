@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Choice, ConvSpec, FusableBlock
+from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.declared import KERNEL_SIZES, Choice
 from harness.blocks.parts.branches import Branch, ConvBN, IdentityBN
 from harness.blocks.parts.chains import AverageBN, Chain, PointwiseAverage, last_norm
 

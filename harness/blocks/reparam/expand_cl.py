@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES
+from harness.blocks.base import BLOCKS
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.expanded import ExpandedConv
 
 

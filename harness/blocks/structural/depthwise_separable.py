@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN
 from harness.blocks.parts.stages import in_a_row, point
 

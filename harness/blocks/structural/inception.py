@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN, widen
 from harness.blocks.parts.stages import in_a_row, point
 from harness.errors import Unsupported
