@@ -33,8 +33,6 @@ Problem = tuple[str, str]
 
 NAME = re.compile("[a-z][a-z0-9_]*")
 
-EXAMPLE = 'scaling: Annotated[Literal["vector", "none"], "what it is"] = "vector"'
-
 
 @dataclass(frozen=True)
 class Option:
@@ -150,7 +148,7 @@ def read_option(hint: Any, default: Any) -> Option:
     if not notes or not isinstance(notes[0], str) or not notes[0].strip():
         raise ValueError("has no text that says what it is")
     if kind is not bool and get_origin(kind) is not Literal:
-        raise ValueError(f"is a {getattr(kind, '__name__', kind)}, which has no list of choices")
+        raise ValueError(f"takes any {getattr(kind, '__name__', kind)}, not one of a list")
     option = Option((True, False) if kind is bool else get_args(kind), default, notes[0])
     if default is inspect.Parameter.empty:
         raise ValueError("has no default")
@@ -170,7 +168,8 @@ def _option_problems(block: type[Declared]) -> Iterator[Problem]:
         try:
             read_option(hint, default)
         except ValueError as wrong:
-            yield f"its option {name} {wrong}", f"write it as {EXAMPLE}"
+            example = 'Annotated[Literal["one", "other"], "what it is"] = "one"'
+            yield f"its option {name} {wrong}", f"write {name}: {example}, or Annotated[bool, ...] = True"
 
 
 def _sister_problems(block: type[Declared]) -> Iterator[Problem]:
