@@ -28,6 +28,8 @@ OUTSIDE = "own"
 
 Choice = str | bool | int
 
+Groups = Literal["any", "dense", "depthwise"]
+
 Problem = tuple[str, str]
 """What is wrong with a declaration, and what to write."""
 
@@ -64,7 +66,7 @@ class Declared:
     strides: ClassVar[tuple[int, ...] | None] = None
     """None, here and for dilations: any."""
     dilations: ClassVar[tuple[int, ...] | None] = None
-    groups: ClassVar[Literal["any", "dense", "depthwise"]] = "any"
+    groups: ClassVar[Groups] = "any"
     """Any that divide the channels, 1, or one for each channel with c_in == c_out."""
     same_channels: ClassVar[bool] = False
     """Whether c_in == c_out is needed."""
@@ -205,5 +207,5 @@ def _limit_problems(block: type[Declared]) -> Iterator[Problem]:
             continue
         if not isinstance(value, tuple) or not value or not all(type(each) is int and each > 0 for each in value):
             yield f"{name} is {value!r}, not a tuple of whole numbers", f"write {name} = (1,), or (1, 3, 5)"
-    if block.groups not in ("any", "dense", "depthwise"):
+    if block.groups not in get_args(Groups):
         yield f"groups is {block.groups!r}", 'write groups = "any", "dense" or "depthwise"'

@@ -77,7 +77,7 @@ def plan(suite: Suite) -> Plan:
     groups: list[Group] = []
     tasks: list[Task] = []
     for name, part in suite.parts.items():
-        kept, out = Matrix(suite, name).sifted()
+        kept, out = Matrix(suite, name).selected()
         inside = _groups(part, kept)
         cells, excluded, groups = cells + kept, excluded + out, groups + list(inside)
         tasks += _tasks(part, suite.budget.for_workers(), inside)

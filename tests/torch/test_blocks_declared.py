@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from torch import Tensor, nn
 
+import harness
 from harness import blocks
 from harness.blocks import BLOCKS, Block, ConvSpec, FusableBlock, Kernel
 from harness.blocks.base import declaration
 from harness.blocks.parts.per_sample import PerSampleBlock
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UnknownName, Unsupported
+from harness.models import native, swap
 
 OFFLINE = Annotated[Literal["offline"], "branches on features"]
 
@@ -198,3 +202,42 @@ def test_an_option_that_does_not_reach_the_base_class_is_told():
     with pytest.raises(HarnessError, match="differ in wide") as refused:
         Forgetful(ConvSpec(4, 4))
     assert "super().__init__(spec, reparam=reparam, wide=wide)" in refused.value.remedy
+
+
+def comparisons(source: str) -> list[str]:
+    """Comparisons of a name, or of a block, with the name of one that exists."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+        if isinstance(node, ast.Compare) and {*BLOCKS, native.NAME} & {text for text in texts if isinstance(text, str)}:
+            found.append(ast.unparse(node))
+    return [text for text in found if "name" in text or "block" in text]
+
+
+def test_no_mechanism_asks_for_a_block_by_name():
+    assert comparisons("if cell.block.name == 'kw' or block in ('dcd', other): pass") == [
+        "cell.block.name == 'kw'",
+        "block in ('dcd', other)",
+    ]
+    folder = Path(harness.__file__).parent
+    asked = {path.relative_to(folder).as_posix(): comparisons(path.read_text()) for path in folder.rglob("*.py")}
+    assert not {path: found for path, found in asked.items() if found}
+
+
+def test_what_a_block_declares_for_networks_is_what_swap_does(monkeypatch):
+    monkeypatch.setattr(BLOCKS, "_items", dict(BLOCKS._items))
+
+    class Keeping(Whole):
+        keeps_kernel_sizes = True
+
+    class Sharing(Whole):
+        shared_state = "warehouse"
+
+    BLOCKS.register("keeping")(Keeping)
+    BLOCKS.register("sharing")(Sharing)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+    with pytest.raises(Unsupported, match="in a network block keeping keeps the kernel sizes"):
+        swap(model, "keeping", kernel_size=5)
+    assert [change.changed for change in swap(model, "keeping").swap_report] == [False, True]
+    with pytest.raises(UnknownName, match="warehouses"):
+        swap(model, "sharing")
