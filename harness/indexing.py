@@ -19,6 +19,7 @@ from pathlib import Path
 from harness import blocks, catalog, data, devices
 from harness.errors import HarnessError
 from harness.metrics import METRICS
+from harness.models import native
 from harness.models.describing import describe
 from harness.models.nets import backbones
 from harness.models.nets.base import BACKBONES, SingleLayer
@@ -28,23 +29,12 @@ from harness.training import optimizers
 FOLDER = Path(catalog.__file__).parent
 SCHEMA = Path(__file__).parent.parent / "docs" / "suite.schema.json"
 
-NATIVE: Json = {
-    "family": "native",
-    "paper": "timm's own re-parameterizable networks (RepVGG, MobileOne, FastViT, RepViT, GhostNetV3, RepGhostNet)",
-    "fusable": True,
-    "evaluations": ["offline"],
-    "options": {},
-    "limits": {"kernel_size": []},
-    "sister": None,
-}
-"""Not a block that is put in, but the backbone's own: it is left as timm builds it and fused as timm fuses it."""
-
 
 def index() -> dict[str, Json]:
     """Everything but the backbones, as planning sees it."""
     declared = {name: blocks.declaration(name) for name in blocks.BLOCKS}
     return {
-        "blocks": {**declared, "native": NATIVE},
+        "blocks": {**declared, native.NAME: native.DECLARATION},
         "metrics": {name: METRICS[name].to_json() for name in METRICS},
         "datasets": {name: data.declaration(name) for name in data.DATASETS},
         "devices": {kind: devices.declaration(kind) for kind in devices.KINDS},

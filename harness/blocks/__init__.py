@@ -6,7 +6,8 @@ import pkgutil
 from importlib import import_module
 
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, NON_NEGATIVE, Block, Choice, ConvSpec, FusableBlock, check_options, declaration
+from harness.blocks.base import BLOCKS, Block, ConvSpec, FusableBlock, check_options, declaration
+from harness.blocks.declared import NON_NEGATIVE, Choice
 
 __all__ = ["BLOCKS", "NON_NEGATIVE", "Block", "ConvSpec", "FusableBlock", "Kernel", "create", "declaration"]
 

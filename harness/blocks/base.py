@@ -11,35 +11,26 @@ constructor checks its arguments against the declaration, so the two cannot part
         origin: Annotated[bool, "what it is"] = True,
     ) -> None:
         super().__init__(spec, scaling=scaling, origin=origin)
+
+The declaration itself, and what is checked of it, is in declared.py.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from harness.blocks.algebra import Kernel
-from harness.errors import Unsupported
+from harness.blocks.declared import Choice, Declared, Option, Problem
+from harness.errors import HarnessError, Unsupported
 from harness.registry import Registry, unknown
-
-KERNEL_SIZES = tuple(range(1, 14, 2))
-"""Odd, so that a small kernel has a centre to sit on; larger ones only where a block's own limits say so."""
-
-Choice = str | bool | int
-
-NON_NEGATIVE = "non-negative input"
-
-OUTSIDE = "own"
-"""The family of a block that is in none of the families' folders."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +88,7 @@ class ConvSpec:
         return replace(self, kernel_size=kernel_size, dilation=1 if kernel_size == 1 else self.dilation)
 
 
-@dataclass(frozen=True)
-class Option:
-    """A choice that a block leaves open, and the one its paper made: between words or numbers, or True and False."""
-
-    choices: tuple[Choice, ...]
-    default: Choice
-    what: str
-
-    def allows(self, value: object) -> bool:
-        """Whether the value is one of the choices. 1 == True in Python; an option does not take one for the other."""
-        return any(type(value) is type(choice) and value == choice for choice in self.choices)
-
-
-class Block(nn.Module):
+class Block(Declared, nn.Module):
     """A drop-in for a convolution *and* its batch norm: own normalisation, no activation.
 
     x (N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride)). A subclass sets the class attributes, takes
@@ -118,53 +96,24 @@ class Block(nn.Module):
     raises Unsupported for a kernel size or an option's value that the block does not do.
     """
 
-    family: ClassVar[str]
-    """What the folder of its file says: `FAMILY` of the package."""
-    paper: ClassVar[str]
-    sister: ClassVar[str | None] = None
-    """The block to use where this one has no online evaluation."""
-    kernel_sizes: ClassVar[tuple[int, ...]] = KERNEL_SIZES
-    strides: ClassVar[tuple[int, ...] | None] = None
-    """None, here and for dilations: any."""
-    dilations: ClassVar[tuple[int, ...] | None] = None
-    groups: ClassVar[Literal["any", "dense", "depthwise"]] = "any"
-    """Any that divide the channels, 1, or one for each channel with c_in == c_out."""
-    same_channels: ClassVar[bool] = False
-    """Whether c_in == c_out is needed."""
-    channel_multiple: ClassVar[int] = 1
-    """What c_in and c_out must be multiples of in each of the place's groups, with the options' defaults."""
-    training_rules: ClassVar[tuple[str, ...]] = ()
-    """What its paper does in a training beside steps: names of harness.training.rules."""
-    needs: str | None = None
-    """What the fused form asks of the input beside its shape: `NON_NEGATIVE`, or nothing."""
-    at_least_one: ClassVar[tuple[str, ...]] = ()
-    """Options, True or False, of which one must be True."""
-
-    def __init_subclass__(cls, **keywords: object) -> None:
-        super().__init_subclass__(**keywords)
-        folder = sys.modules.get(cls.__module__.rpartition(".")[0])
-        cls.family = getattr(folder, "FAMILY", OUTSIDE)
-
     def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__()
         self._check(spec, options)
         self.spec = spec
 
     @classmethod
-    def options(cls) -> Mapping[str, Option]:
-        """What the constructor takes beside the spec, read off its signature."""
-        return _options(cls)
-
-    @classmethod
-    def fusable(cls) -> bool:
-        return issubclass(cls, FusableBlock)
+    def problems(cls) -> Iterator[Problem]:
+        yield from super().problems()
+        if cls.forward is nn.Module.forward:
+            yield "it computes nothing", "write def forward(self, x_NCHW: Tensor) -> Tensor"
 
     @classmethod
     def _check(cls, spec: ConvSpec, options: Mapping[str, Choice]) -> None:
-        name = name_of(cls)
+        name, declared = name_of(cls), cls.options()
         cls._check_place(name, spec)
+        cls._check_handed_over(name, declared, options)
         for key, value in options.items():
-            option = cls.options()[key]
+            option = declared[key]
             if not option.allows(value):
                 remedy = f"use {' or '.join(map(str, option.choices))}"
                 if key == "reparam" and cls.sister:
@@ -173,6 +122,14 @@ class Block(nn.Module):
         if cls.at_least_one and not any(options[key] for key in cls.at_least_one):
             problem = f"block {name} has nothing left with {', '.join(cls.at_least_one)} all False"
             raise Unsupported(problem, remedy="leave at least one of them True")
+
+    @classmethod
+    def _check_handed_over(cls, name: str, declared: Mapping[str, Option], options: Mapping[str, Choice]) -> None:
+        """An option that does not reach the base class would never be checked."""
+        if differing := sorted(declared.keys() ^ options.keys()):
+            problem = f"block {name}: its constructor and super().__init__ differ in {', '.join(differing)}"
+            remedy = f"hand over each option: super().__init__(spec, {', '.join(f'{key}={key}' for key in declared)})"
+            raise HarnessError(problem, remedy=remedy, where=cls.file())
 
     @classmethod
     def _check_place(cls, name: str, spec: ConvSpec) -> None:
@@ -212,6 +169,16 @@ class FusableBlock(Block):
     def __init__(self, spec: ConvSpec, **options: Choice) -> None:
         super().__init__(spec, **options)
         self.after = nn.Identity()
+
+    @classmethod
+    def fusable(cls) -> bool:
+        return True
+
+    @classmethod
+    def problems(cls) -> Iterator[Problem]:
+        yield from super().problems()
+        if cls.kernel is FusableBlock.kernel and cls.fused is FusableBlock.fused:
+            yield "it is fusable and says no kernel", "write def kernel(self) -> Kernel, or derive it from Block"
 
     @property
     def deployed(self) -> ConvSpec:
@@ -275,23 +242,28 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().to("meta" if tensor.is_meta else "cpu", torch.float64)
 
 
-BLOCKS: Registry[type[Block]] = Registry("block")
+class _Blocks(Registry[type[Block]]):
+    """Takes a block whose declaration is whole, and no two of a name."""
+
+    def register(self, name: str) -> Callable[[type[Block]], type[Block]]:
+        add = super().register(name)
+
+        def check_and_add(block: type[Block]) -> type[Block]:
+            if name in self:
+                problem = f"another block is called {name}, in {self[name].file()}"
+                raise HarnessError(problem, remedy=f"register {block.__name__} as another name", where=block.file())
+            block.check_declaration(name)
+            return add(block)
+
+        return check_and_add
+
+
+BLOCKS = _Blocks("block")
 
 
 def name_of(block: type[Block]) -> str:
     """The name a block is registered under, or its class's name."""
     return next((name for name in BLOCKS if BLOCKS[name] is block), block.__name__)
-
-
-def _options(block: type[Block]) -> Mapping[str, Option]:
-    hints = get_type_hints(block.__init__, include_extras=True)
-    options = {}
-    for parameter in inspect.signature(block.__init__).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            kind, what = get_args(hints[parameter.name])
-            choices = (True, False) if kind is bool else get_args(kind)
-            options[parameter.name] = Option(choices, parameter.default, what)
-    return options
 
 
 def check_options(name: str, options: Mapping[str, object]) -> None:
@@ -303,15 +275,21 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
 
 def declaration(name: str) -> dict[str, Any]:
-    """What there is to know about a block without building it, as plain JSON. Raises UnknownName."""
+    """What there is to know about a block without building it, as plain JSON.
+
+    Raises UnknownName, and HarnessError for a sister that cannot be one.
+    """
     block = BLOCKS[name]
     options = block.options()
+    if block.sister is not None and (block.sister not in BLOCKS or "online" not in BLOCKS[block.sister].evaluations()):
+        problem = f"block {name}: its sister {block.sister} is no block with an online evaluation"
+        raise HarnessError(problem, remedy=f"name another in class {block.__name__}, as orepa", where=block.file())
     return {
         "name": name,
         "family": block.family,
         "paper": block.paper,
         "fusable": block.fusable(),
-        "evaluations": list(options["reparam"].choices) if "reparam" in options else [],
+        "evaluations": list(block.evaluations()),
         "options": {
             key: {"choices": list(option.choices), "default": option.default, "what": option.what}
             for key, option in options.items()
@@ -327,4 +305,11 @@ def declaration(name: str) -> dict[str, Any]:
             "at_least_one": list(block.at_least_one),
         },
         "sister": block.sister,
+        "no_sister": block.no_sister,
+        "network": {
+            "own_layers": False,
+            "keeps_kernel_sizes": block.keeps_kernel_sizes,
+            "shared_state": block.shared_state,
+            "linear_form": block.linear_form is not None,
+        },
     }

@@ -103,14 +103,8 @@ class Subject:
             place = self.backbone.single.place(cell.kernel_size, cell.backbone.options)
             return blocks.create(cell.block.name, **place, **cell.block.options)
         model = backbones.build(cell.backbone.name, num_classes=classes, **cell.backbone.options)
-        if cell.block.name != "native":
-            model = swap(
-                model,
-                cell.block.name,
-                where=parse_where(cell.where),
-                kernel_size=cell.kernel_size,
-                **cell.block.options,
-            )
+        rule = parse_where(cell.where)
+        model = swap(model, cell.block.name, where=rule, kernel_size=cell.kernel_size, **cell.block.options)
         if cell.checkpointing:
             backbones.checkpoint_activations(model)
         return model

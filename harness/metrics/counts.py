@@ -53,7 +53,7 @@ def params(subject: Subject) -> Iterable[Reading]:
 
 def _warehouses(model: nn.Module) -> dict[str, Json]:
     reports: tuple[WarehouseReport, ...] = getattr(model, "warehouse_report", ())
-    return {"warehouses": [report.said for report in reports]} if reports else {}
+    return {"warehouses": [report.summary for report in reports]} if reports else {}
 
 
 @metric(

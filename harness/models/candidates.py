@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from harness import blocks
 from harness import where as rules
-from harness.models.layers import configured, has_own_reparameterization, is_depthwise, padding_of, within
+from harness.errors import HarnessError
+from harness.models.layers import LayerChange, configured, has_own_reparameterization, is_depthwise, padding_of, within
 from harness.models.tracing import ConvUse, Trace, trace
 from harness.records import Json
 from harness.where import Where
@@ -133,3 +135,18 @@ def _shared(model: nn.Module) -> frozenset[str]:
             by_parameter.setdefault(id(parameter), set()).add(name)
     together = [names for names in (*by_module.values(), *by_parameter.values()) if len(names) > 1]
     return frozenset().union(*together)
+
+
+def nothing_matched(layers: Layers, rule: Where, report: Sequence[LayerChange]) -> HarnessError:
+    """The error for a rule that picks none of the layers; `report` says why each stays."""
+    sizes = Counter(conv.kernel_size[0] for conv in layers.free().values())
+    found = ", ".join(f"{size}x{size} ({count} layers)" for size, count in sorted(sizes.items()))
+    other = [size for size in sorted(sizes) if size > 1 and size not in rule.kernel_sizes]
+    if found:
+        why = f"beside the stem it could be {found}"
+    else:
+        why = Counter(change.reason for change in report).most_common(1)[0][0] if report else "it has none"
+    remedy = (
+        f"where={{'kernel_size': {other[0]}}}" if other else "name layers with where={'name': [...]}, or another model"
+    )
+    return HarnessError(f"where picks no convolution of this model: {why}", remedy=remedy)

@@ -36,20 +36,20 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Raises NothingToFold when there is nothing to fold.
     """
-    home = _Home(model)
+    placement = _Placement(model)
     report: list[LayerChange] = []
     with torch.no_grad():
-        new = deepcopy(model).eval().to(device=home.workshop, dtype=torch.float64)
+        new = deepcopy(model).eval().to(device=placement.folding_device, dtype=torch.float64)
         new = _fold_blocks(new, report)
-        _fold_native(new, home.workshop, report)
+        _fold_native(new, placement.folding_device, report)
         _fold_norms(new, report)
-        home.bring_back(new)
+        placement.restore(new)
     if not report:
         raise NothingToFold(
             f"nothing in this {type(model).__name__} can be fused",
             remedy="put a block in with harness.swap first, or measure its train form alone",
         )
-    report += _left(new)
+    report += _remaining_norms(new)
     new.fuse_report = tuple(report)  # type: ignore[assignment]
     return new
 
@@ -65,7 +65,7 @@ def _fold_blocks(new: nn.Module, report: list[LayerChange]) -> nn.Module:
     return new
 
 
-def _fold_native(new: nn.Module, workshop: torch.device, report: list[LayerChange]) -> None:
+def _fold_native(new: nn.Module, device: torch.device, report: list[LayerChange]) -> None:
     """timm's own conversion, and without the identity kernels that it leaves attached."""
     before = {
         name: (label(module), {key for key, _ in module.named_parameters()})
@@ -75,7 +75,7 @@ def _fold_native(new: nn.Module, workshop: torch.device, report: list[LayerChang
     if not before:
         return
     attached = {id(value) for module in new.modules() for value in vars(module).values() if isinstance(value, Tensor)}
-    with _in_float64(workshop):
+    with _in_float64(device):
         reparameterize_model(new, inplace=True)
     modules = dict(new.named_modules())
     for module in modules.values():
@@ -116,7 +116,7 @@ def _fold_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.bias = nn.Parameter(bias, trainable)
 
 
-def _left(new: nn.Module) -> Iterator[LayerChange]:
+def _remaining_norms(new: nn.Module) -> Iterator[LayerChange]:
     for name, module in new.named_modules():
         if isinstance(module, _BatchNorm):
             yield LayerChange(name, label(module), label(module), "no convolution that it alone follows")
@@ -134,7 +134,7 @@ def _in_float64(device: torch.device) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class _Home:
+class _Placement:
     """Where a model's tensors live, so that a folded one can go back there."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -146,9 +146,9 @@ class _Home:
                 if tensor.is_floating_point():
                     self._places.setdefault(place, (tensor.device, tensor.dtype))
         is_meta = any(device.type == "meta" for device, _ in self._places.values())
-        self.workshop = torch.device("meta" if is_meta else "cpu")
+        self.folding_device = torch.device("meta" if is_meta else "cpu")
 
-    def bring_back(self, model: nn.Module) -> None:
+    def restore(self, model: nn.Module) -> None:
         """Each tensor of `model` to the dtype and device of the one it came from; trainable as that one was."""
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""

@@ -22,7 +22,7 @@ def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None 
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            _disturb(module, generator)
+            _randomize_norm(module, generator)
         for name, parameter in module.named_parameters(recurse=False):
             if name.endswith("bias") or not parameter.any():
                 _draw(parameter, generator, 0.0, 0.1)
@@ -31,7 +31,7 @@ def randomize_statistics(model: nn.Module, seed: int = 0, x_NCHW: Tensor | None 
     return model
 
 
-def _disturb(norm: _BatchNorm, generator: torch.Generator) -> None:
+def _randomize_norm(norm: _BatchNorm, generator: torch.Generator) -> None:
     if norm.affine:
         _draw(norm.weight, generator, 1.0, 0.2)
     if norm.running_mean is not None and norm.running_var is not None:

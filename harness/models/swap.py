@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import torch
@@ -11,31 +10,29 @@ from torch import nn
 
 from harness import blocks
 from harness import where as rules
-from harness.blocks.dynamic.dcd import DCDLinear
-from harness.errors import HarnessError, Unsupported
-from harness.models.candidates import Layers
+from harness.errors import Unsupported
+from harness.models import native
+from harness.models.candidates import Layers, nothing_matched
 from harness.models.layers import (
     LayerChange,
-    has_own_reparameterization,
     label,
     padding_of,
     replace_module,
     without_norm,
 )
-from harness.models.tracing import trace
-from harness.models.warehouse_plans import PAPER, plan
-from harness.models.warehouses import swap_in_warehouses
+from harness.models.tracing import ConvUse, trace
+from harness.models.warehouses import swap_with_warehouses
 from harness.records import Json
+from harness.registry import Registry
 from harness.where import Where
 
-LINEAR: Mapping[str, Callable[[int, int], nn.Module]] = {"dcd": DCDLinear}
-"""What a block's paper puts in the place of the linear classifier, for a rule that picks that."""
+NetworkSwap = Callable[[nn.Module, str, Where, dict[str, Json]], nn.Module]
+"""model, block, rule, options -> a new model with a `swap_report`."""
 
-SHARING = "kw"
-"""The block whose layers take their kernels from warehouses that they share: a network is swapped as a whole."""
+SHARED_STATES: Registry[NetworkSwap] = Registry("shared state of a network's layers")
+"""What puts a block into a network as a whole, by the `shared_state` that the block declares."""
 
-NATIVE = "native"
-"""The block that means: timm's own re-parameterizable modules, as they are."""
+SHARED_STATES.register("warehouses")(swap_with_warehouses)
 
 
 def swap(
@@ -52,7 +49,7 @@ def swap(
         batch norm that follows each. See `harness.where` for presets and keys.
     kernel_size: resizes the layers that `where` picks (1x1 layers never change); padding keeps the map's size.
     block_options: handed to the block's constructor.
-    Block `kw` shares warehouses: the layers that `where` picks one for each stage, with `kw-paper` as its paper does.
+    A block whose layers share state takes all that `where` picks at once; see the module of its `shared_state`.
 
     A block brings its own normalisation: a batch norm that takes the convolution's output and nothing else goes,
     its activation (timm's BatchNormAct2d) stays. The blocks have fresh weights on the device and in the dtype of
@@ -63,11 +60,21 @@ def swap(
     Unsupported when the block refuses a layer that was picked.
     """
     rule = rules.parse(where)
+    if block == native.NAME:
+        return native.with_own_layers(model, kernel_size, block_options)
+    declared = blocks.BLOCKS[block]
+    if declared.keeps_kernel_sizes and kernel_size is not None:
+        raise Unsupported(f"in a network block {block} keeps the kernel sizes", remedy="leave kernel_size out")
+    if declared.shared_state is not None:
+        return SHARED_STATES[declared.shared_state](model, block, rule, block_options)
+    return _swap_layers(model, block, rule, kernel_size, block_options)
+
+
+def _swap_layers(
+    model: nn.Module, block: str, rule: Where, kernel_size: int | None, block_options: dict[str, Json]
+) -> nn.Module:
+    """Layer by layer, each with a block of its own."""
     new = deepcopy(model)
-    if block == NATIVE:
-        return _native(new, kernel_size, block_options)
-    if block == SHARING:
-        return _in_warehouses(model, rule, kernel_size, block_options)
     layers = Layers(new, trace(model, training=True))
     report = []
     for use in layers.uses:
@@ -82,22 +89,30 @@ def swap(
             size = kernel_size
         options = {**layers.own_options(use.name), **block_options}
         made = _block_for(use.name, conv, chosen, size, _known_options(block, chosen, options, block_options))
-        if made.needs == blocks.NON_NEGATIVE and not use.non_negative:
-            raise Unsupported(
-                f"layer {use.name}: block {chosen} fuses exactly for {made.needs} only, which this layer may not have",
-                remedy="use carry: prelu, or name layers that follow a ReLU with where: {name: [...]}",
-            )
+        _refuse_unmet_need(use, chosen, made)
         new = replace_module(new, use.name, made)
         if use.norm is not None:
             new = replace_module(new, use.norm, without_norm(new.get_submodule(use.norm)))
         after = f"{chosen}({conv.in_channels}, {conv.out_channels}, {size}x{size})"
         report.append(LayerChange(use.name, before, after, reason))
-    if rule.classifier and block in LINEAR:
-        report += _swap_classifiers(new, layers, LINEAR[block])
+    linear_form = blocks.BLOCKS[block].linear_form
+    if rule.classifier and linear_form is not None:
+        report += _swap_classifiers(new, layers, linear_form)
     if not any(change.changed for change in report):
-        raise _nothing_matched(layers, rule, report)
+        raise nothing_matched(layers, rule, report)
     new.swap_report = tuple(report)  # type: ignore[assignment]
     return new
+
+
+def _refuse_unmet_need(use: ConvUse, name: str, block: blocks.Block) -> None:
+    """A block that is exact for non-negative inputs alone, in a layer that may read others."""
+    if block.needs != blocks.NON_NEGATIVE or use.non_negative:
+        return
+    instead = f"use {': '.join(map(str, block.without_needs))}, or " if block.without_needs else ""
+    raise Unsupported(
+        f"layer {use.name}: block {name} fuses exactly for {block.needs} only, which this layer may not have",
+        remedy=f"{instead}name layers that follow a ReLU with where: {{name: [...]}}",
+    )
 
 
 def _swap_classifiers(new: nn.Module, layers: Layers, make: Callable[[int, int], nn.Module]) -> Iterator[LayerChange]:
@@ -143,50 +158,3 @@ def _known_options(block: str, chosen: str, options: dict[str, Json], asked: dic
         for name, value in options.items()
         if name in blocks.BLOCKS[chosen].options() or (chosen == block and name in asked)
     }
-
-
-def _in_warehouses(model: nn.Module, rule: Where, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:
-    """The paper's plan of warehouses, or one for each stage of the layers that `rule` picks; norms stay."""
-    if kernel_size is not None:
-        raise Unsupported(f"in a network block {SHARING} keeps the kernel sizes", remedy="leave kernel_size out")
-    with torch.device("meta"):
-        blocks.create(SHARING, 16, 16, **options)  # refuses options that it does not have
-    named: frozenset[str] | None = None
-    if rule != rules.PRESETS[PAPER]:
-        layers = Layers(model, trace(model, training=True))
-        chosen = [(use, *layers.choose(use, rule, SHARING)) for use in layers.uses]
-        named = frozenset(use.name for use, block, _ in chosen if block is not None)
-        if not named:
-            report = [LayerChange(use.name, "", "", reason) for use, _, reason in chosen]
-            raise _nothing_matched(layers, rule, report)
-    ratio, norm = options.get("ratio", 1), options.get("attention_norm")
-    return swap_in_warehouses(model, plan(model, ratio, PAPER if named is None else named, norm))
-
-
-def _native(new: nn.Module, kernel_size: int | None, options: dict[str, Json]) -> nn.Module:
-    if kernel_size is not None or options:
-        raise Unsupported("block native has neither kernel sizes nor options", remedy="leave them out")
-    own = [(name, module) for name, module in new.named_modules() if name and has_own_reparameterization(module)]
-    if not own:
-        raise Unsupported(
-            f"{type(new).__name__} has no modules that re-parameterize themselves",
-            remedy="use block native with repvgg_a0, mobileone_s0, fastvit_t8, ..., or another block here",
-        )
-    new.swap_report = tuple(  # type: ignore[assignment]
-        LayerChange(name, label(module), label(module), "re-parameterizes itself") for name, module in own
-    )
-    return new
-
-
-def _nothing_matched(layers: Layers, rule: Where, report: list[LayerChange]) -> HarnessError:
-    sizes = Counter(conv.kernel_size[0] for conv in layers.free().values())
-    found = ", ".join(f"{size}x{size} ({count} layers)" for size, count in sorted(sizes.items()))
-    other = [size for size in sorted(sizes) if size > 1 and size not in rule.kernel_sizes]
-    if found:
-        why = f"beside the stem it could be {found}"
-    else:
-        why = Counter(change.reason for change in report).most_common(1)[0][0] if report else "it has none"
-    remedy = (
-        f"where={{'kernel_size': {other[0]}}}" if other else "name layers with where={'name': [...]}, or another model"
-    )
-    return HarnessError(f"where picks no convolution of this model: {why}", remedy=remedy)

@@ -54,7 +54,7 @@ class Trace:
 
 
 def trace(model: nn.Module, *, training: bool) -> Trace:
-    """Run a copy of `model` once, without storage where possible, and see who takes whose output.
+    """Run a copy of `model` once, without storage where possible, and see who reads whose output.
 
     training: run as in training (dropout between convolution and norm is seen) or as in evaluation.
     Raises HarnessError when the model runs neither on meta nor on a small image.
@@ -106,11 +106,11 @@ def _run(model: nn.Module, training: bool) -> Trace:
 
 @dataclass
 class _Output:
-    """A convolution's output and every place that took it: a batch norm's name, or None for anything else."""
+    """A convolution's output and every place that reads it: a batch norm's name, or None for anything else."""
 
     tensor: Tensor  # held, so that its identity stays its own
     conv: str
-    takers: set[str | None] = field(default_factory=set)
+    consumers: set[str | None] = field(default_factory=set)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -141,14 +141,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def finish(self, result: Any) -> None:
         """What the model returns is taken by its caller."""
         for leaf in tree_leaves(result):
-            self._take(leaf, None)
+            self._consume(leaf, None)
 
     def result(self) -> Trace:
         for output in self._outputs.values():
-            (taker,) = output.takers if len(output.takers) == 1 else (None,)
-            alone = taker is not None and self._norm_runs[taker] == 1 and self._norm_input[taker] == id(output.tensor)
+            (consumer,) = output.consumers if len(output.consumers) == 1 else (None,)
+            alone = (
+                consumer is not None
+                and self._norm_runs[consumer] == 1
+                and self._norm_input[consumer] == id(output.tensor)
+            )
             if alone and self.uses[output.conv].runs == 1:
-                self.uses[output.conv].norm = taker
+                self.uses[output.conv].norm = consumer
         return Trace({**self.uses, **self.never})
 
     def __torch_dispatch__(
@@ -156,15 +160,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         for leaf in tree_leaves((args, kwargs)):
-            self._take(leaf, self._inside[-1] if self._inside else None)
+            self._consume(leaf, self._inside[-1] if self._inside else None)
         result = func(*args, **kwargs)
         self._signs.ran(func, args, kwargs, result)
         return result
 
-    def _take(self, leaf: Any, taker: str | None) -> None:
+    def _consume(self, leaf: Any, consumer: str | None) -> None:
         output = self._outputs.get(id(leaf))
         if output is not None and output.tensor is leaf:
-            output.takers.add(taker)
+            output.consumers.add(consumer)
 
     def _conv_ran(self, name: str) -> Any:
         def hook(module: nn.Conv2d, args: tuple[Any, ...], output: Tensor) -> None:

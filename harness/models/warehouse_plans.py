@@ -21,9 +21,9 @@ from typing import Literal
 from torch import nn
 
 from harness import blocks
-from harness.blocks.dynamic.kw import Attending
 from harness.blocks.parts.per_sample import Schedule
 from harness.blocks.parts.warehouse import Ratios, ratio_of
+from harness.blocks.parts.warehouse_layers import AttentionSettings
 from harness.errors import HarnessError, Unsupported
 from harness.models.layers import has_own_reparameterization, padding_of, within
 from harness.models.warehouse_stages import Stages, find_stages
@@ -46,7 +46,7 @@ class Plan:
     layers: Mapping[str, str]
     reasons: Mapping[str, str]
     ratios: Mapping[str, Ratios]
-    attending: Attending
+    settings: AttentionSettings
 
     @property
     def warehouses(self) -> dict[str, list[str]]:
@@ -63,7 +63,7 @@ class _Family:
     """Networks that are treated alike. `warehouse` of a layer's name and the ratio; None: static."""
 
     warehouse: Callable[[str, Fraction], str | None]
-    attending: Callable[[Fraction], Attending] = lambda b: Attending()
+    settings: Callable[[Fraction], AttentionSettings] = lambda b: AttentionSettings()
 
 
 def plan(
@@ -87,11 +87,11 @@ def plan(
         why = "; ".join(sorted(set(reasons.values()))) or "it has no convolution that is no part of a block"
         problem = f"no layer of this {type(model).__name__} can share a warehouse: {why}"
         raise HarnessError(problem, remedy="use another backbone, or name convolutions with where: {name: [...]}")
-    attending = family.attending(b) if family is not None else Attending()
+    settings = family.settings(b) if family is not None else AttentionSettings()
     if attention_norm is not None:
-        attending = replace(attending, norm=attention_norm)
+        settings = replace(settings, norm=attention_norm)
     ratios = {name: _ratios(name, b) for name in layers.values() if name != STATIC}
-    return Plan(layers, reasons, ratios, attending)
+    return Plan(layers, reasons, ratios, settings)
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, Layer]]:
@@ -143,7 +143,7 @@ def _by_stages(model: nn.Module, picked: frozenset[str] | None) -> tuple[dict[st
             raise HarnessError(f"{name!r} is no convolution of this model", remedy="name convolutions")
     layers, reasons = {}, {}
     for name, layer in known.items():
-        why = _stays(name, layer, stages, picked)
+        why = _why_static(name, layer, stages, picked)
         if why:
             reasons[name] = why
         stage = f"stage{stages.of[name]}" if name in stages.of else stages.apart.get(name, "")
@@ -151,7 +151,7 @@ def _by_stages(model: nn.Module, picked: frozenset[str] | None) -> tuple[dict[st
     return layers, reasons
 
 
-def _stays(name: str, layer: Layer, stages: Stages, picked: frozenset[str] | None) -> str:
+def _why_static(name: str, layer: Layer, stages: Stages, picked: frozenset[str] | None) -> str:
     """Why a layer is static; empty when it is not."""
     if isinstance(layer, nn.Linear):
         return "linear layers are static but in networks of the paper"
@@ -227,12 +227,12 @@ def _mobilenet(name: str, b: Fraction) -> str | None:
     return f"stage{stage}_pw{int(layer == 'conv_pwl' or setting == 0)}"  # setting 0 has no expansion
 
 
-def _bottleneck_attending(b: Fraction) -> Attending:
-    return Attending(basis=Fraction(1, 16) if b < 1 else None)
+def _bottleneck_settings(b: Fraction) -> AttentionSettings:
+    return AttentionSettings(basis=Fraction(1, 16) if b < 1 else None)
 
 
-def _mobilenet_attending(b: Fraction) -> Attending:
-    return Attending(reduction=Fraction(1, 32) if b < 1 else Fraction(1, 16), schedule=Schedule(1, 0, 15, 150))
+def _mobilenet_settings(b: Fraction) -> AttentionSettings:
+    return AttentionSettings(reduction=Fraction(1, 32) if b < 1 else Fraction(1, 16), schedule=Schedule(1, 0, 15, 150))
 
 
 def _family_of(model: nn.Module) -> _Family | None:
@@ -243,9 +243,9 @@ def _family_of(model: nn.Module) -> _Family | None:
         return None
     if type(model).__name__ == "ResNet" and re.fullmatch(r"resnet\d+[a-z]?", architecture):
         bottleneck = hasattr(model.get_submodule("layer1.0"), "conv3")
-        return _Family(_resnet(bottleneck), _bottleneck_attending) if bottleneck else _Family(_resnet(bottleneck))
+        return _Family(_resnet(bottleneck), _bottleneck_settings) if bottleneck else _Family(_resnet(bottleneck))
     if architecture.startswith("convnext_"):
-        return _Family(_convnext, lambda b: Attending(norm="layer"))
+        return _Family(_convnext, lambda b: AttentionSettings(norm="layer"))
     if architecture.startswith("mobilenetv2_"):
-        return _Family(_mobilenet, _mobilenet_attending)
+        return _Family(_mobilenet, _mobilenet_settings)
     return None

@@ -73,8 +73,8 @@ def find_stages(model: nn.Module) -> Stages:
     level = {name: runs[name].levels[1] for name in seen.convs if name not in {**apart, **stays}}
     order = sorted(set(level.values()))
     stage = {name: order.index(each) for name, each in level.items()}
-    openers = _openers(stage, runs)
-    return Stages({name: each - (name in openers) for name, each in stage.items()}, apart, stays)
+    starts = _stage_starts(stage, runs)
+    return Stages({name: each - (name in starts) for name, each in stage.items()}, apart, stays)
 
 
 def _watch(name: str, image: int, runs: dict[str, _Run]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -88,14 +88,14 @@ def _watch(name: str, image: int, runs: dict[str, _Run]) -> Callable[[nn.Module,
     return hook
 
 
-def _openers(stage: Mapping[str, int], runs: Mapping[str, _Run]) -> set[str]:
+def _stage_starts(stage: Mapping[str, int], runs: Mapping[str, _Run]) -> set[str]:
     """The convolutions of every stage but the first that are handed to the stage before."""
-    openers = set()
+    starts = set()
     for number in range(1, max(stage.values(), default=0) + 1):
         names = [name for name in stage if stage[name] == number]
         strided = [name for name in names if runs[name].lowers]
-        openers |= {name for name in strided if _reads_like_first(name, runs, stage)} if strided else {names[0]}
-    return openers
+        starts |= {name for name in strided if _reads_like_first(name, runs, stage)} if strided else {names[0]}
+    return starts
 
 
 def _reads_like_first(name: str, runs: Mapping[str, _Run], convs: Iterable[str]) -> bool:

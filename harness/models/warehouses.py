@@ -15,17 +15,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness import blocks
 from harness.blocks import ConvSpec
-from harness.blocks.dynamic.kw import NARROWEST, Attending, KWConv2d, KWLayer, KWLinear
-from harness.blocks.parts.warehouse import Layout, Warehouse, lay_out
+from harness.blocks.parts.warehouse import Layout, Warehouse, layout_for
+from harness.blocks.parts.warehouse_layers import LEAST_WIDTH, AttentionSettings, KWConv2d, KWLayer, KWLinear
 from harness.errors import HarnessError, Unsupported
+from harness.models.candidates import Layers, nothing_matched
 from harness.models.layers import LayerChange, label, padding_of, replace_module
-from harness.models.warehouse_plans import Layer, Plan, layers_of, plan
+from harness.models.tracing import trace
+from harness.models.warehouse_plans import PAPER, Layer, Plan, layers_of, plan
+from harness.records import Json
+from harness.where import PRESETS, Where
 
-__all__ = ["Plan", "WarehouseReport", "plan", "swap_in_warehouses"]
+__all__ = ["Plan", "WarehouseReport", "plan", "swap_in_warehouses", "swap_with_warehouses"]
 
 
-EXPLOSION = 100
+MOST_ATTENTION = 100
 """Attentions of so many times the network's own parameters cannot be meant; the paper's add less than half."""
 
 
@@ -45,7 +50,7 @@ class WarehouseReport:
     attention_parameters: int
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """In a line."""
         share = f"{len(self.layers)} layer{'s' if len(self.layers) > 1 else ''}"
         size = f"{self.cells} cells of {self.c_out} x {self.c_in}, {self.cell_parameters:,} parameters"
@@ -80,18 +85,18 @@ def swap_in_warehouses(model: nn.Module, plan: Plan) -> nn.Module:
     if hasattr(model, "warehouses"):
         raise Unsupported("the model has warehouses already", remedy="swap into the model as it was built")
     layouts = {name: _layout(model, plan, name, members) for name, members in plan.warehouses.items()}
-    _refuse_explosion(model, layouts)
+    _refuse_oversized_attention(model, layouts)
     new = deepcopy(model)
     changes: dict[str, LayerChange] = {}
     warehouses, reports = Warehouses(), []
     for name, members in plan.warehouses.items():
         old = [_layer(new, member) for member in members]
-        warehouse, made = _stocked(layouts[name], old, plan.attending)
+        warehouse, made = _build_warehouse(layouts[name], old, plan.settings)
         warehouses.append(warehouse)
         reports.append(_report(name, members, layouts[name], made))
         for member, before, after in zip(members, old, made, strict=True):
             new = replace_module(new, member, after)
-            changes[member] = LayerChange(member, label(before), _label(after, name), "shares a warehouse")
+            changes[member] = LayerChange(member, label(before), f"{after.label} of {name}", "shares a warehouse")
     for name, layer in layers_of(model):
         if name not in changes and isinstance(layer, nn.Conv2d):
             changes[name] = LayerChange(name, label(layer), label(layer), plan.reasons[name])
@@ -101,21 +106,39 @@ def swap_in_warehouses(model: nn.Module, plan: Plan) -> nn.Module:
     return new
 
 
+def swap_with_warehouses(model: nn.Module, block: str, rule: Where, options: dict[str, Json]) -> nn.Module:
+    """The paper's plan of warehouses, or one for each stage of the layers that `rule` picks; norms stay.
+
+    block: one with the options `ratio` and `attention_norm`, which say how its warehouses are made.
+    """
+    with torch.device("meta"):
+        blocks.create(block, 16, 16, **options)  # refuses options that it does not have
+    named: frozenset[str] | None = None
+    if rule != PRESETS[PAPER]:
+        layers = Layers(model, trace(model, training=True))
+        chosen = [(use, *layers.choose(use, rule, block)) for use in layers.uses]
+        named = frozenset(use.name for use, picked, _ in chosen if picked is not None)
+        if not named:
+            raise nothing_matched(layers, rule, [LayerChange(use.name, "", "", reason) for use, _, reason in chosen])
+    ratio, norm = options.get("ratio", 1), options.get("attention_norm")
+    return swap_in_warehouses(model, plan(model, ratio, PAPER if named is None else named, norm))
+
+
 def _layout(model: nn.Module, plan: Plan, name: str, members: Iterable[str]) -> Layout:
     try:
-        return lay_out([_spec(_layer(model, member)) for member in members], plan.ratios[name])
+        return layout_for([_spec(_layer(model, member)) for member in members], plan.ratios[name])
     except Unsupported as refusal:
         raise Unsupported(f"warehouse {name}: {refusal.problem}", remedy=refusal.remedy) from refusal
 
 
-def _refuse_explosion(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
+def _refuse_oversized_attention(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
     """Before memory runs out: channels without a common divisor cut kernels into so many cells (GoogLeNet's)."""
     least = {
-        name: NARROWEST * (layout.cells + 1) * sum(share.rows for share in layout.shares)
+        name: LEAST_WIDTH * (layout.cells + 1) * sum(part.rows for part in layout.layers)
         for name, layout in layouts.items()
     }
     whole = sum(parameter.numel() for parameter in model.parameters())
-    if sum(least.values()) > EXPLOSION * whole:
+    if sum(least.values()) > MOST_ATTENTION * whole:
         name = max(least, key=least.__getitem__)
         cells = f"{layouts[name].cells} cells of {layouts[name].c_out} x {layouts[name].c_in}"
         raise Unsupported(
@@ -141,7 +164,9 @@ def _spec(layer: Layer) -> ConvSpec:
     return ConvSpec(layer.in_channels, layer.out_channels, size, stride, layer.groups, dilation).padded(padding)
 
 
-def _stocked(layout: Layout, layers: list[Layer], attending: Attending) -> tuple[Warehouse, list[KWLayer]]:
+def _build_warehouse(
+    layout: Layout, layers: list[Layer], settings: AttentionSettings
+) -> tuple[Warehouse, list[KWLayer]]:
     """A warehouse and the layers that take the places of `layers`."""
     weight = layers[0].weight
     # Made on the CPU whatever the device, so that a seed gives the same weights everywhere.
@@ -151,9 +176,9 @@ def _stocked(layout: Layout, layers: list[Layer], attending: Attending) -> tuple
         for index, layer in enumerate(layers):
             bias = layer.bias is not None
             if isinstance(layer, nn.Linear):
-                made.append(KWLinear(layer.in_features, layer.out_features, warehouse, index, attending, bias))
+                made.append(KWLinear(layer.in_features, layer.out_features, warehouse, index, settings, bias))
             else:
-                made.append(KWConv2d(_spec(layer), warehouse, index, attending, bias))
+                made.append(KWConv2d(_spec(layer), warehouse, index, settings, bias))
     for new, old in zip(made, layers, strict=True):
         new.to(old.weight.device, old.weight.dtype).train(old.training)
     return warehouse.to(weight.device, weight.dtype), made
@@ -163,8 +188,3 @@ def _report(name: str, members: list[str], layout: Layout, layers: list[KWLayer]
     attention = sum(parameter.numel() for layer in layers for parameter in layer.attention.parameters())
     size = layout.cells * layout.c_out * layout.c_in
     return WarehouseReport(name, layout.cells, layout.c_out, layout.c_in, tuple(members), size, attention)
-
-
-def _label(layer: KWLayer, warehouse: str) -> str:
-    spec = layer.spec
-    return f"kw({spec.c_in}, {spec.c_out}, {spec.kernel_size}x{spec.kernel_size}) of {warehouse}"

@@ -77,7 +77,7 @@ def plan(suite: Suite) -> Plan:
     groups: list[Group] = []
     tasks: list[Task] = []
     for name, part in suite.parts.items():
-        kept, out = Matrix(suite, name).sifted()
+        kept, out = Matrix(suite, name).selected()
         inside = _groups(part, kept)
         cells, excluded, groups = cells + kept, excluded + out, groups + list(inside)
         tasks += _tasks(part, suite.budget.for_workers(), inside)
@@ -104,7 +104,9 @@ def _reference_label(part: Part) -> str:
     chosen = part.compare.reference
     if chosen is not None:
         return chosen.label if isinstance(chosen, Variant) else str(chosen)
-    return "conv" if "conv" in labels else labels[0]
+    declared = catalog.blocks()
+    plain = [label for label in labels if label in declared and declared[label]["family"] == "plain"]
+    return [*plain, *labels][0]
 
 
 def _tasks(part: Part, budget: Budget, groups: Sequence[Group]) -> Iterator[Task]:

@@ -40,9 +40,9 @@ class Matrix:
         self.at = ("parts", part)
         self.name = "" if part == WHOLE else part
 
-    def sifted(self) -> tuple[list[Cell], list[Exclusion]]:
+    def selected(self) -> tuple[list[Cell], list[Exclusion]]:
         """The cells that stay, and the others with their reasons. SuiteError for what cannot be meant."""
-        kept, out = self._sift(list(self.points()))
+        kept, out = self._select(list(self.points()))
         if not kept:
             reasons = "; ".join(sorted({e.reason for e in out}))
             raise self._fail(f"no cell is left to measure ({reasons})", "loosen a rule, or change an axis", "axes")
@@ -66,7 +66,7 @@ class Matrix:
                 point.update(zip(names, values, strict=True))
             yield _cell(point)
 
-    def _sift(self, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclusion]]:
+    def _select(self, points: Sequence[Cell]) -> tuple[list[Cell], list[Exclusion]]:
         """Every rule must have done something, or it was meant differently."""
         excludes = [(Expression(rule.when), rule.because) for rule in self.part.exclude]
         includes = [Expression(rule.when) for rule in self.part.include]
@@ -80,10 +80,12 @@ class Matrix:
         for key, expressions in (("exclude", [expression for expression, _ in excludes]), ("include", includes)):
             for i, expression in enumerate(expressions):
                 if not any(expression.holds(cell) for cell in points):
-                    raise self._fail(f"the rule {expression.text!r} matches no cell", self._meant(expression), key, i)
+                    raise self._fail(
+                        f"the rule {expression.text!r} matches no cell", self._suggestion(expression), key, i
+                    )
         return kept, out
 
-    def _meant(self, expression: Expression) -> str:
+    def _suggestion(self, expression: Expression) -> str:
         """The value of an axis that a misspelt one in the rule may stand for."""
         values = [v.name for axis in AXES for v in getattr(self.part.axes, axis) or [] if isinstance(v, Variant)]
         values += [*self.part.axes.dtype, *self.part.axes.memory_format]
@@ -156,15 +158,16 @@ def impossible(cell: Cell) -> str | None:
     is_layer = cell.backbone.name in catalog.layers()
     if cell.checkpointing and is_layer:
         return f"{CANNOT}a single layer has nothing to compute again"
-    if cell.block.name == "native":
+    network = block["network"]
+    if network["own_layers"]:
         if not backbone["native"]:
             return f"{CANNOT}{cell.backbone.name} has no re-parameterizable layers of its own"
-        return f"{CANNOT}native blocks keep their own kernel sizes" if cell.kernel_size is not None else None
+        return f"{CANNOT}{cell.block.name} blocks keep their own kernel sizes" if cell.kernel_size is not None else None
     sizes = block["limits"]["kernel_size"]
     if cell.kernel_size is not None and cell.kernel_size not in sizes:
         return f"{CANNOT}{cell.block.name} has no kernel size {cell.kernel_size} (it has {', '.join(map(str, sizes))})"
-    if cell.block.name == "kw" and not is_layer and cell.kernel_size is not None:
-        return f"{CANNOT}in a network block kw keeps the kernel sizes"
+    if network["keeps_kernel_sizes"] and not is_layer and cell.kernel_size is not None:
+        return f"{CANNOT}in a network block {cell.block.name} keeps the kernel sizes"
     if is_layer:
         return _indivisible(cell) or _beyond_limits(cell, block["limits"])
     return _nothing_to_replace(cell, backbone) or _wrong_size(cell, backbone, sizes)

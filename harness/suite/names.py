@@ -94,7 +94,7 @@ class _Names:
                 self._doubles(name, values)
         self._variants("block", axes.block, lambda v: catalog.lookup("block", catalog.blocks(), v.name)["options"])
         for i, block in enumerate(axes.block):
-            self._something_left(block, ("axes", "block", i))
+            self._components_left(block, ("axes", "block", i))
         self._variants("backbone", axes.backbone, self._backbone_options)
         self._variants("device", axes.device, self._device_options)
         self._variants("optimizer", axes.optimizer, self._optimizer_options)
@@ -141,7 +141,7 @@ class _Names:
             if problem:
                 raise self.fail(f"{option} of {variant.name}: {problem[0]}", problem[1], place)
 
-    def _something_left(self, block: Variant, location: Location) -> None:
+    def _components_left(self, block: Variant, location: Location) -> None:
         """Of a block's components one must stay."""
         declared = catalog.blocks()[block.name]
         components = declared["limits"].get("at_least_one", [])

@@ -9,7 +9,7 @@ import torch
 from side_by_side import BATCH, PIXELS, Step, Turns, held_to, record, resnet18
 from torch.nn import functional as F
 
-from harness.blocks.reparam.orepa import LinearBranches
+from harness.blocks.parts.linear_branches import LinearBranches
 
 pytestmark = pytest.mark.alone
 

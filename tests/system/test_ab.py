@@ -23,7 +23,7 @@ metrics: [params, fused_output, train_step]
 budget: {rounds: 5, seconds: 0.2, precision: null}
 """
 
-FORWARD = "        return self.after(self.branches(x_NCHW))  # type: ignore[no-any-return]\n"
+FORWARD = "        y_NCHW: Tensor = self.after(self.branches(x_NCHW))\n"
 IDLE = f"        for _ in range(400):\n            x_NCHW = x_NCHW + 0.0\n{FORWARD}"
 """RepVGG does work for nothing: the same output, later."""
 

@@ -11,7 +11,7 @@ axes: {block: [conv, repvgg, acb], backbone: layer, image_size: 28, batch_size: 
 metrics: [params, macs, saved_memory, train_memory, fusion_error, train_step, latency]
 budget: {rounds: 6, seconds: 0.1, precision: null}
 """
-RETURN = "        return self.branches(x_NCHW)  # type: ignore[no-any-return]\n\n    def kernel"
+RETURN = "        y_NCHW: Tensor = self.branches(x_NCHW)\n        return y_NCHW\n\n    def kernel"
 RETURN_REPVGG = RETURN.replace("self.branches(x_NCHW)", "self.after(self.branches(x_NCHW))")
 SLOWER = """        import torch
         with torch.no_grad():  # twice as much again as forward and backward together, so that a busy machine

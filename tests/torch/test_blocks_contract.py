@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_declaration_and_constructor_agree(name):
     assert declared["fusable"] == hasattr(BLOCKS[name], "fused")
     assert declared["sister"] is None or "online" in blocks.declaration(declared["sister"])["evaluations"]
     assert not ("online" in declared["evaluations"] and declared["sister"])
-    assert declared["evaluations"] != ["offline"] or declared["sister"] or name == "rm"  # rm's ReLU: nothing fits
+    assert declared["evaluations"] != ["offline"] or declared["sister"] or declared["no_sister"]
     taken = {
         parameter.name: parameter.default
         for parameter in inspect.signature(BLOCKS[name]).parameters.values()
@@ -178,10 +179,8 @@ DILATED = [
     and usual_size(name) > 1
     and BLOCKS[name].dilations is None
     and BLOCKS[name].family != "attention"
-    and name != "dilated"
 ]
-"""Not those with a ReLU inside, that look at the whole map, or whose taps are further apart anyway: those have tests of
-their own."""
+"""Not those with a ReLU inside or that look at the whole map: those have tests of their own."""
 
 
 @pytest.mark.parametrize("name", [name for name in DILATED if usual_size(name) == 3])  # a 1x1 has nothing to dilate
@@ -189,13 +188,15 @@ def test_dilation_is_not_dropped_in_training(name, lived_in):
     """A k x k tap at distance d answers to a point; with the dilation dropped it would be at distance 1."""
     channels = BLOCKS[name].channel_multiple
     block = lived_in(make(name, channels, channels, dilation=3)).double().eval()
-    x = torch.zeros(1, channels, 9, 9, dtype=torch.float64)
-    zero, x[0, 0, 4, 4] = block(x.clone()), 1.0
+    reach = block.deployed.dilation  # a block's taps may be further apart than the place's
+    middle = reach + 1
+    x = torch.zeros(1, channels, 2 * middle + 1, 2 * middle + 1, dtype=torch.float64)
+    zero, x[0, 0, middle, middle] = block(x.clone()), 1.0
     answers = (block(x) - zero)[0, 0].abs() > 1e-9
-    assert answers[1, 1]
-    assert answers[7, 7]
-    assert not answers[3, 3]
-    assert not answers[5, 5]
+    assert reach >= 3
+    around = [(i, j) for i, j in product((-1, 0, 1), repeat=2) if (i, j) != (0, 0)]
+    assert any(answers[middle + i * reach, middle + j * reach] for i, j in around)
+    assert not any(answers[middle + i, middle + j] for i, j in around)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -144,6 +144,12 @@ PARAMETERS = {
     "residual": 2 * CONV + 4 * 64,
     "stacked_3x3": 2 * CONV + 4 * 64,  # k 5
 }
+"""Of a train form, 64 -> 64."""
+
+FUSED = {
+    "rm": 9 * 64 * 128 + 128 + 9 * 128 * 64 + 64,  # two convolutions, between them as many channels more as it copies
+}
+"""Of a fused form that is not the one convolution which the block calls `deployed`."""
 
 
 def saved_bytes(block: nn.Module, x: Tensor) -> int:
@@ -197,10 +203,12 @@ def test_parameter_counts_of_the_reference(name, count):
         return
     deployed = 64 * 64 // block.deployed.groups * block.spec.kernel_size**2 + 64
     deployed += sum(parameter.numel() for parameter in block.after.parameters())
-    if name == "rm":  # two convolutions, with as many channels more between them as it copies
-        deployed = 9 * 64 * 128 + 128 + 9 * 128 * 64 + 64
-    assert sum(parameter.numel() for parameter in block.fused().parameters()) == deployed
+    assert sum(parameter.numel() for parameter in block.fused().parameters()) == FUSED.get(name, deployed)
 
 
 def test_every_block_has_its_counts():
-    assert set(PARAMETERS) == set(BLOCKS) == {*UNITS, *AT_MOST}
+    """A second opinion on each block: counts by hand, from the paper's formula."""
+    here = f"tests/torch/{__name__}.py"
+    assert not (less := set(BLOCKS) - set(PARAMETERS)), f"{here}: write the parameters of {less} into PARAMETERS"
+    assert not (less := set(BLOCKS) - {*UNITS, *AT_MOST}), f"{here}: write what {less} keep into UNITS or AT_MOST"
+    assert not (more := {*PARAMETERS, *FUSED, *UNITS, *AT_MOST} - set(BLOCKS)), f"{here}: no block is called {more}"

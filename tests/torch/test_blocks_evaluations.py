@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from harness import blocks
 from harness.blocks import BLOCKS, algebra
 from harness.blocks.parts.composition import lean, plain
-from harness.blocks.reparam.orepa import COMPONENTS, LinearBranches
+from harness.blocks.parts.linear_branches import COMPONENTS, LinearBranches
 
 BOTH = [name for name in BLOCKS if len(blocks.declaration(name)["evaluations"]) == 2]
 

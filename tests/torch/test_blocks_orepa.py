@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import BLOCKS, algebra
-from harness.blocks.reparam.orepa import COMPONENTS, POINTS, LinearBranches
+from harness.blocks.parts.linear_branches import COMPONENTS, POINTS, LinearBranches
 
 SUBSETS = [names for size in range(1, 7) for names in combinations(COMPONENTS, size)]
 

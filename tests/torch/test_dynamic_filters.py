@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import blocks
 from harness.blocks import ConvSpec
 from harness.blocks.filters.carafe import CARAFE
-from harness.blocks.filters.involution import WindowSum
 from harness.blocks.parts.per_sample import KernelWork, MapWork
+from harness.blocks.parts.window_sum import WindowSum
 from harness.errors import Unsupported
 
 DOUBLE = torch.float64

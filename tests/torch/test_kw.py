@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from harness import blocks
 from harness.blocks import ConvSpec
-from harness.blocks.dynamic.kw import Attending, KWConv2d, KWLinear, NonLocalRows
 from harness.blocks.parts.per_sample import Mix
-from harness.blocks.parts.warehouse import Ratios, Warehouse, lay_out, ratio_of
+from harness.blocks.parts.warehouse import Ratios, Warehouse, layout_for, ratio_of
+from harness.blocks.parts.warehouse_layers import AttentionSettings, KWConv2d, KWLinear, NonLocalRows
 from harness.errors import HarnessError, Unsupported
 from harness.training.annealing import Annealing
 
@@ -63,10 +63,10 @@ def rows_of(layer, h):
     made, n = layer.attention.rows, layer.warehouse.layout.cells
     if not isinstance(made, NonLocalRows):
         return (made.weight @ h + made.bias).reshape(-1, n + 1)
-    first, own = made.share.first, made.share.cells
+    first, own = made.part.first, made.part.cells
     basis = made.spread.in_features
     z = []
-    for row in (made.expand.weight @ h).reshape(made.share.rows, -1):
+    for row in (made.expand.weight @ h).reshape(made.part.rows, -1):
         local, others, none = row[:own], made.spread.weight @ row[own : own + basis], row[own + basis :]
         z.append(torch.cat([others[:first], local, others[first:], none]))
     return torch.stack(z) + made.bias.reshape(-1, n + 1)
@@ -112,11 +112,11 @@ def at(module, temperature):
     return module
 
 
-def pair(specs, ratios, attending=None, bias=True):
+def pair(specs, ratios, settings=None, bias=True):
     """A warehouse and the layers that share it."""
-    warehouse = Warehouse(lay_out(specs, ratios))
-    attending = attending or Attending()
-    return warehouse, [KWConv2d(spec, warehouse, index, attending, bias) for index, spec in enumerate(specs)]
+    warehouse = Warehouse(layout_for(specs, ratios))
+    settings = settings or AttentionSettings()
+    return warehouse, [KWConv2d(spec, warehouse, index, settings, bias) for index, spec in enumerate(specs)]
 
 
 def spec_of(place):
@@ -129,7 +129,7 @@ def spec_of(place):
 def test_a_layer_is_its_equation_sample_by_sample(place, ratio, norm, lived_in):
     b = ratio_of(ratio)
     ratios = Ratios(b) if b >= 1 else Ratios(b, HALF, HALF)
-    warehouse, (layer,) = pair([spec_of(place)], ratios, Attending(norm=norm))
+    warehouse, (layer,) = pair([spec_of(place)], ratios, AttentionSettings(norm=norm))
     both = lived_in(nn.ModuleList([warehouse, layer])).double()
     for batch, training, temperature in ((1, False, 0.0), (2, True, 0.3), (5, False, 0.75)):
         at(both.train(training), temperature)
@@ -141,7 +141,7 @@ def test_a_layer_is_its_equation_sample_by_sample(place, ratio, norm, lived_in):
 def test_a_shared_warehouse_with_a_basis_is_its_equation(index, lived_in):
     """Own cells stand at the front, in the middle and at the end of the row."""
     specs = [ConvSpec(8, 4, 3), ConvSpec(4, 8, 1), ConvSpec(4, 4, 3)]
-    warehouse, layers = pair(specs, Ratios(HALF, HALF, HALF), Attending(basis=Fraction(1, 2)))
+    warehouse, layers = pair(specs, Ratios(HALF, HALF, HALF), AttentionSettings(basis=Fraction(1, 2)))
     layer = layers[index]
     assert isinstance(layer.attention.rows, NonLocalRows)
     both = lived_in(nn.ModuleList([warehouse, layer])).double()
@@ -164,9 +164,9 @@ def test_the_block_is_its_layer_and_a_batch_norm(options, lived_in):
 
 def test_linear_layers_are_pointwise_convolutions(lived_in):
     spec = ConvSpec(6, 8, 1)
-    warehouse = Warehouse(lay_out([spec, spec], Ratios(HALF, HALF, HALF)))
-    conv = KWConv2d(spec, warehouse, 1, Attending(norm="layer"), bias=True)
-    linear = KWLinear(6, 8, warehouse, 1, Attending(norm="layer"), bias=True)
+    warehouse = Warehouse(layout_for([spec, spec], Ratios(HALF, HALF, HALF)))
+    conv = KWConv2d(spec, warehouse, 1, AttentionSettings(norm="layer"), bias=True)
+    linear = KWLinear(6, 8, warehouse, 1, AttentionSettings(norm="layer"), bias=True)
     lived_in(nn.ModuleList([warehouse, conv])).double()
     linear.double().load_state_dict(conv.state_dict())
     x = torch.randn(3, 6, 4, 5, dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_at_temperature_one_and_ratio_one_a_layer_is_a_static_convolution(place,
     warehouse, layers = pair([other, spec], Ratios(Fraction(1)), bias=False)
     at(lived_in(nn.ModuleList([warehouse, *layers])), 1.0)
     layout, layer = warehouse.layout, layers[1]
-    kernel = assembled(warehouse.cells[layout.shares[1].first :], spec, layout.c_out, layout.c_in)
+    kernel = assembled(warehouse.cells[layout.layers[1].first :], spec, layout.c_out, layout.c_in)
     x = torch.randn(2, spec.c_in, 7, 8)
     vectors = x.mean((2, 3))
     assert torch.equal(layer.kernels(vectors), kernel.expand(2, *kernel.shape))
@@ -218,12 +218,12 @@ def test_attention_contrasts(lived_in):
 
 def test_cells_are_handed_out_by_a_running_index():
     """b = 2, two layers of 2 and 3 rows; b = 1/2 of layers with 4 and 6 rows: written out."""
-    twice = lay_out([ConvSpec(4, 8, 1), ConvSpec(4, 12, 1)], Ratios(Fraction(2)))
-    assert [share.starts for share in twice.shares] == [(0, 2), (4, 6, 8)]
-    assert [(share.first, share.cells) for share in twice.shares] == [(0, 4), (4, 6)]
-    half = lay_out([ConvSpec(4, 8, 1), ConvSpec(4, 12, 1)], Ratios(HALF, HALF, Fraction(1)))
+    twice = layout_for([ConvSpec(4, 8, 1), ConvSpec(4, 12, 1)], Ratios(Fraction(2)))
+    assert [part.starts for part in twice.layers] == [(0, 2), (4, 6, 8)]
+    assert [(part.first, part.cells) for part in twice.layers] == [(0, 4), (4, 6)]
+    half = layout_for([ConvSpec(4, 8, 1), ConvSpec(4, 12, 1)], Ratios(HALF, HALF, Fraction(1)))
     # row 0 of each run of r gets one in the first run, row 1 in the second, and so on; 5 means none
-    assert [share.starts for share in half.shares] == [(0, 5, 5, 1), (2, 5, 5, 3, 4, 5)]
+    assert [part.starts for part in half.layers] == [(0, 5, 5, 1), (2, 5, 5, 3, 4, 5)]
 
 
 @pytest.mark.parametrize(("rows", "r", "fits"), [((3, 5), 2, True), ((5, 9), 2, False), ((8,), 4, True), ((18,), 4, False), ((3,), 3, True), ((5, 5), 3, False)])  # fmt: skip
@@ -231,12 +231,12 @@ def test_unit_fractions_fit_where_the_index_comes_out_even(rows, r, fits):
     specs = [ConvSpec(1, count, 1) for count in (*rows, 1)][:-1]
     ratios = Ratios(Fraction(1, r), c_out=Fraction(1, 1000))  # cells of one channel
     if fits:
-        layout = lay_out(specs, ratios)
-        given = [cell for share in layout.shares for cell in share.starts if cell < layout.cells]
+        layout = layout_for(specs, ratios)
+        given = [cell for part in layout.layers for cell in part.starts if cell < layout.cells]
         assert given == list(range(sum(rows) // r or 1))
     else:
         with pytest.raises(Unsupported, match="places") as refusal:
-            lay_out(specs, ratios)
+            layout_for(specs, ratios)
         assert "use ratio 1" in refusal.value.remedy
 
 
@@ -291,7 +291,7 @@ def test_parameters_in_closed_form(seed):
 def test_parameters_of_the_parts_have_the_original_shapes():
     """fc1, norm1, fc2, fc3, basis_bias of the authors' attention, layer 1x1 64 -> 32 in a stage with a 3x3."""
     specs = [ConvSpec(64, 32, 1), ConvSpec(32, 32, 3)]
-    _, (point, square) = pair(specs, Ratios(HALF, HALF, HALF), Attending(basis=Fraction(1, 4)), bias=False)
+    _, (point, square) = pair(specs, Ratios(HALF, HALF, HALF), AttentionSettings(basis=Fraction(1, 4)), bias=False)
     n = (8 + 36) // 2
     shapes = {name: tuple(each.shape) for name, each in point.attention.named_parameters()}
     assert shapes == {
@@ -307,10 +307,10 @@ def test_parameters_of_the_parts_have_the_original_shapes():
 
 def test_every_layer_starts_its_own_slice_of_cells():
     specs = [ConvSpec(24, 64, 1), ConvSpec(24, 128, 3)]
-    warehouse, layers = pair(specs, Ratios(Fraction(4)), Attending(norm="layer"))
-    for share, cells in zip(warehouse.layout.shares, (4, 72), strict=True):
-        assert share.cells == cells
-        slice_ = warehouse.cells[share.first : share.first + share.cells]
+    warehouse, layers = pair(specs, Ratios(Fraction(4)), AttentionSettings(norm="layer"))
+    for part, cells in zip(warehouse.layout.layers, (4, 72), strict=True):
+        assert part.cells == cells
+        slice_ = warehouse.cells[part.first : part.first + part.cells]
         torch.testing.assert_close(slice_.std(), torch.tensor((2 / (cells * 64)) ** 0.5), rtol=0.05, atol=0)
     attention = layers[1].attention
     rows = attention.rows.weight

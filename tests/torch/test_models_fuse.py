@@ -60,7 +60,7 @@ CASES += [pytest.param(*case, block, marks=pytest.mark.slow) for case in LARGE f
 @pytest.mark.parametrize(("backbone", "where", "block"), CASES)
 def test_a_fused_model_computes_what_the_swapped_model_computes(backbone, where, block):
     size = {"c_in": 8, "c_out": 8} if backbone == "layer" else {}
-    options = {"carry": "prelu"} if block == "rm" else {}
+    options = dict([BLOCKS[block].without_needs]) if BLOCKS[block].without_needs else {}
     model = swap(build(backbone, num_classes=10, **size), block, where=where, **options)
     error, _ = relative_error(model, torch.randn(2, size.get("c_in", 3), SIDE, SIDE))
     assert error < 1e-10

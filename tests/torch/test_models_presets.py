@@ -210,8 +210,9 @@ NEW = [
 @pytest.mark.parametrize("name", NEW)
 def test_every_block_takes_its_place_trains_and_keeps_its_function_once_fused(name):
     """In a small ResNet, by the default rule: strides, residual sums and 3x3 layers of several widths."""
-    where = {"name": "layer*.conv2"} if name == "involution" else None  # which keeps the number of channels
-    size = 5 if name == "stacked_3x3" else None
+    block = blocks.BLOCKS[name]
+    where = {"name": "layer*.conv2"} if block.same_channels else None
+    size = None if 3 in block.kernel_sizes else min(block.kernel_sizes)
     new = swap(build("test_resnet", num_classes=5), name, where=where, kernel_size=size).double().train()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     new(x).square().mean().backward()

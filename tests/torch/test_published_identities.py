@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from harness import blocks
 from harness.blocks import Kernel, algebra
 from harness.blocks.parts.branches import ConvBN, Parallel
+from harness.blocks.parts.linear_branches import COMPONENTS
 from harness.blocks.reparam.linearized import Scaled
-from harness.blocks.reparam.orepa import COMPONENTS
 
 F64 = torch.float64
 

@@ -16,8 +16,8 @@ from test_kw import assembled, at
 from torch import nn
 
 from harness import blocks
-from harness.blocks.dynamic.kw import ContrastingAttention, KWConv2d, KWLayer, KWLinear, NonLocalRows
 from harness.blocks.parts.per_sample import KernelWork
+from harness.blocks.parts.warehouse_layers import ContrastingAttention, KWConv2d, KWLayer, KWLinear, NonLocalRows
 from harness.errors import HarnessError, Unsupported
 from harness.models import build
 from harness.models.warehouse_plans import PAPER, STATIC, layers_of
@@ -145,11 +145,11 @@ def test_mobilenets_separate_as_their_ratio_asks():
     ("mobilenetv2_100", 4, 16, "batch", None, (15, 150)),
 ])  # fmt: skip
 def test_settings_of_the_papers_networks(name, ratio, reduction, norm, basis, epochs):
-    attending = plan(on_meta(name), ratio).attending
-    assert (1 / attending.reduction, attending.norm, attending.basis) == (reduction, norm, basis)
-    assert (attending.schedule.start, attending.schedule.end) == (1, 0)
-    assert (attending.schedule.epochs, attending.schedule.of) == epochs
-    assert plan(on_meta(name), ratio, attention_norm="layer").attending.norm == "layer"
+    settings = plan(on_meta(name), ratio).settings
+    assert (1 / settings.reduction, settings.norm, settings.basis) == (reduction, norm, basis)
+    assert (settings.schedule.start, settings.schedule.end) == (1, 0)
+    assert (settings.schedule.epochs, settings.schedule.of) == epochs
+    assert plan(on_meta(name), ratio, attention_norm="layer").settings.norm == "layer"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -223,8 +223,8 @@ def test_at_temperature_one_a_network_is_its_static_one(name, lived_in):
     static, state = small(name).eval(), new.state_dict()
     static.load_state_dict({key: value for key, value in state.items() if key in static.state_dict()}, strict=False)
     for report, warehouse in zip(new.warehouse_report, new.warehouses, strict=True):
-        for layer, share in zip(report.layers, warehouse.layout.shares, strict=True):
-            kernel = assembled(warehouse.cells[share.first :][: share.rows].detach(), new.get_submodule(layer).spec, report.c_out, report.c_in)  # fmt: skip
+        for layer, part in zip(report.layers, warehouse.layout.layers, strict=True):
+            kernel = assembled(warehouse.cells[part.first :][: part.rows].detach(), new.get_submodule(layer).spec, report.c_out, report.c_in)  # fmt: skip
             place = static.get_submodule(layer)
             place.weight.data = kernel.reshape(place.weight.shape)
     x = torch.randn(2, 3, 64, 64)

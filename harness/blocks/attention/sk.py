@@ -59,7 +59,8 @@ class SK(Block):
         inputs = x_NCHW.chunk(2, 1) if self.split_input else (x_NCHW, x_NCHW)
         first, second = (path(part) for path, part in zip(self.paths, inputs, strict=True))
         a_first, a_second = self.attention(first, second)
-        return first * a_first + second * a_second  # type: ignore[no-any-return]
+        y_NCHW: Tensor = first * a_first + second * a_second
+        return y_NCHW
 
 
 class Selection(nn.Module):

@@ -62,4 +62,5 @@ class Splat(Block):
         logits = self.select(hidden).reshape(-1, self.radix, self.reduce.in_channels, 1, 1)
         shares = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
         shares = shares.to(maps_NDHW.dtype)  # on cuda autocast's softmax answers in float32
-        return shares.unbind(1)  # type: ignore[no-any-return]
+        of_each: tuple[Tensor, ...] = shares.unbind(1)
+        return of_each

@@ -45,7 +45,8 @@ class CGC(PerSampleBlock):
 
     def convolved(self, x_NCHW: Tensor) -> Tensor:
         if self.spec.kernel_size == 1:
-            return self.conv(x_NCHW)  # type: ignore[no-any-return]
+            y_NCHW: Tensor = self.conv(x_NCHW)
+            return y_NCHW
         return convolve_each(x_NCHW, self.gate(x_NCHW, self.conv.weight), self.spec)
 
 
@@ -82,7 +83,8 @@ class Gate(KernelWork):
         """One matrix for all groups: the groups stand beside the samples."""
         batch, channels, latent = context_NCL.shape
         grouped = context_NCL.reshape(-1, channels // self.mixes, latent)
-        return self.mix(grouped).reshape(batch, self.spec.c_out, latent)  # type: ignore[no-any-return]
+        mixed_NOL: Tensor = self.mix(grouped).reshape(batch, self.spec.c_out, latent)
+        return mixed_NOL
 
 
 def _groups(c_in: int, c_out: int) -> int:

@@ -47,10 +47,40 @@ from harness.errors import Unsupported
 Rule = Literal["basic", "bottleneck", "mobile"]
 
 
+class DCDLinear(nn.Module):
+    """In place of a classifier's nn.Linear: y = P (bn_2(Phi z) + z) + s ⊙ (W_0 x + b),   z = bn_1(Q x).
+
+    The vector itself is what the attention squeezes, d = q = 32; x (N, I) -> (N, O). Linear layers start as torch's
+    do; those of MobileNetV2 start normal with deviation 0.01, which is the network's matter.
+    Parameters: I O + O + 64 I + 64 O + 128 + 1,024 + 32,768.
+    """
+
+    width = 32
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.q = nn.Linear(in_features, self.width, bias=False)
+        self.p = nn.Linear(self.width, out_features, bias=False)
+        self.bn1 = nn.BatchNorm1d(self.width)
+        self.bn2 = nn.BatchNorm1d(self.width)
+        self.attention = Attention(in_features, self.width, self.width, out_features)
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        if self.training and x_NC.shape[0] == 1:
+            problem = "a DCD classifier's batch norms cannot be trained on a batch of 1: a single value has no variance"
+            raise Unsupported(problem, remedy="use a batch of 2 or more, or an ordinary linear layer as classifier")
+        phi_NDD, scale_NO = self.attention(x_NC)
+        z_ND = self.bn1(self.q(x_NC))
+        path_ND = _mixed(phi_NDD, z_ND[:, :, None], self.bn2).squeeze(2)
+        return torch.addcmul(self.p(path_ND), self.linear(x_NC), scale_NO)
+
+
 @BLOCKS.register("dcd")
 class DCD(PerSampleBlock):
     paper = "Li et al., Revisiting Dynamic Convolution via Matrix Decomposition, ICLR 2021, arXiv:2103.08756"
     groups = "dense"
+    linear_form = DCDLinear
 
     def __init__(
         self,
@@ -86,35 +116,6 @@ class DCD(PerSampleBlock):
         return torch.addcmul(self.p(path_NDL.reshape(z_NDHW.shape)), self.conv(x_NCHW), scale_NO[:, :, None, None])
 
 
-class DCDLinear(nn.Module):
-    """In place of a classifier's nn.Linear: y = P (bn_2(Phi z) + z) + s ⊙ (W_0 x + b),   z = bn_1(Q x).
-
-    The vector itself is what the attention squeezes, d = q = 32; x (N, I) -> (N, O). Linear layers start as torch's
-    do; those of MobileNetV2 start normal with deviation 0.01, which is the network's matter.
-    Parameters: I O + O + 64 I + 64 O + 128 + 1,024 + 32,768.
-    """
-
-    width = 32
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features)
-        self.q = nn.Linear(in_features, self.width, bias=False)
-        self.p = nn.Linear(self.width, out_features, bias=False)
-        self.bn1 = nn.BatchNorm1d(self.width)
-        self.bn2 = nn.BatchNorm1d(self.width)
-        self.attention = Attention(in_features, self.width, self.width, out_features)
-
-    def forward(self, x_NC: Tensor) -> Tensor:
-        if self.training and x_NC.shape[0] == 1:
-            problem = "a DCD classifier's batch norms cannot be trained on a batch of 1: a single value has no variance"
-            raise Unsupported(problem, remedy="use a batch of 2 or more, or an ordinary linear layer as classifier")
-        phi_NDD, scale_NO = self.attention(x_NC)
-        z_ND = self.bn1(self.q(x_NC))
-        path_ND = _mixed(phi_NDD, z_ND[:, :, None], self.bn2).squeeze(2)
-        return torch.addcmul(self.p(path_ND), self.linear(x_NC), scale_NO)
-
-
 class Attention(nn.Module):
     """A vector (N, V) -> Phi (N, d, d) and s (N, O): `narrow` is q, `width` d."""
 
@@ -143,12 +144,14 @@ class Phi(KernelWork):
         self.linear = nn.Linear(narrow, width**2, bias=False)
 
     def forward(self, squeezed_NQ: Tensor) -> Tensor:
-        return self.linear(squeezed_NQ).reshape(-1, self.width, self.width)  # type: ignore[no-any-return]
+        phi_NDD: Tensor = self.linear(squeezed_NQ).reshape(-1, self.width, self.width)
+        return phi_NDD
 
 
 def _mixed(phi_NDD: Tensor, z_NDL: Tensor, norm: nn.Module) -> Tensor:
     """bn(Phi z) + z: with the identity for stability, as the authors say."""
-    return norm(torch.bmm(phi_NDD, z_NDL)) + z_NDL  # type: ignore[no-any-return]
+    path_NDL: Tensor = norm(torch.bmm(phi_NDD, z_NDL)) + z_NDL
+    return path_NDL
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:

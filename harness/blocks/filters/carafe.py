@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.blocks.base import BLOCKS, Block, ConvSpec
-from harness.blocks.filters.involution import WindowSum
 from harness.blocks.parts.branches import widen
 from harness.blocks.parts.per_sample import KernelWork
+from harness.blocks.parts.window_sum import WindowSum
 from harness.errors import Unsupported
 
 COMPRESSED, ENCODER_SIZE = 64, 3
@@ -98,7 +98,8 @@ class CARAFEFilter(Block):
         self.bn = nn.BatchNorm2d(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.point(self.reassemble(x_NCHW, self.weights(x_NCHW))))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.point(self.reassemble(x_NCHW, self.weights(x_NCHW))))
+        return y_NCHW
 
 
 class WindowWeights(KernelWork):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import Choice, ConvSpec, FusableBlock
+from harness.blocks.base import ConvSpec, FusableBlock
+from harness.blocks.declared import Choice
 from harness.blocks.parts.branches import ConvBN
 from harness.errors import Unsupported
 
@@ -26,7 +27,8 @@ class Attended(FusableBlock):
         self.branch = ConvBN(spec)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.after(self.branch(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.after(self.branch(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branch.kernel()

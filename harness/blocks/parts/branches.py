@@ -45,7 +45,8 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.conv(widen(x_NCHW, *self.cropped)))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.conv(widen(x_NCHW, *self.cropped)))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(self.conv.weight, self.bn)
@@ -62,7 +63,8 @@ class IdentityBN(nn.Module):
         self.register_buffer("like", torch.zeros(0), persistent=False)  # the dtype, whatever becomes of the norm
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(widen(x_NCHW, self.spec.margin, self.spec.margin))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(widen(x_NCHW, self.spec.margin, self.spec.margin))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(algebra.identity(self.spec.c_in, self.spec.groups, self.like), self.bn)
@@ -78,7 +80,8 @@ class Point(nn.Module):
         self.conv = nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride, padding, groups=spec.groups, bias=bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.conv(widen(x_NCHW, self.cropped, self.cropped))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.conv(widen(x_NCHW, self.cropped, self.cropped))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         weight, bias = self.conv.weight, self.conv.bias
@@ -127,6 +130,16 @@ class Parallel(nn.ModuleList):
         return algebra.add(Kernel(algebra.embed(k.weight, self.kernel_size), k.bias) for k in kernels)
 
 
+def over_parameterized(spec: ConvSpec, count: int) -> Parallel:
+    """The sum of `count` k x k branches, the 1x1 and the identity, each with its batch norm."""
+    branches: dict[str, nn.Module] = {f"k x k {i + 1}": ConvBN(spec) for i in range(count)}
+    if spec.kernel_size > 1:
+        branches["1x1"] = ConvBN(spec.resized(1))
+    if spec.keeps_shape:
+        branches["identity"] = IdentityBN(spec)
+    return Parallel(spec.kernel_size, branches)
+
+
 class PaddedBN(nn.Module):
     """bn(x) with `padding` more pixels around it that hold what the norm makes of a zero.
 
@@ -147,7 +160,8 @@ class PaddedBN(nn.Module):
         assert isinstance(self.bn, nn.BatchNorm2d)
         with torch.no_grad():  # the rim is a constant of this step: nothing of it is to be kept for backward
             shift_C = algebra.norm_shift(self.bn).to(y_NCHW.dtype)
-        return _Rim.apply(y_NCHW, shift_C, self.padding)  # type: ignore[no-any-return]
+        padded_NCHW: Tensor = _Rim.apply(y_NCHW, shift_C, self.padding)
+        return padded_NCHW
 
 
 class _Rim(torch.autograd.Function):

@@ -29,7 +29,8 @@ class Watched(nn.Parameter):
     @property
     def data(self) -> Tensor:
         increment_version(self)
-        return Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
+        value: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return value
 
     @data.setter
     def data(self, value: Tensor) -> None:

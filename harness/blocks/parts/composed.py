@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import Choice, ConvSpec, FusableBlock
+from harness.blocks.base import ConvSpec, FusableBlock
+from harness.blocks.declared import Choice
 from harness.blocks.parts.branches import Branch
 from harness.blocks.parts.cached import CachedKernel
 from harness.blocks.parts.composition import no_autocast
@@ -87,7 +88,8 @@ class Chain(nn.Module):
             self.factors.append(nn.Conv2d(c_in, c_out, size, stride, padding, dilation, spec.groups, bias))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.factors(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.factors(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         """W (c_out, c_in / g, k, k) and b, pair by pair from that end where the products stay small.

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from harness.blocks.base import Choice, ConvSpec, name_of
+from harness.blocks.base import ConvSpec, name_of
+from harness.blocks.declared import Choice
 from harness.blocks.parts.per_sample import Mix, PerSampleBlock
 from harness.errors import Unsupported
 

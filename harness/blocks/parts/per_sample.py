@@ -14,13 +14,15 @@ channels_last with the rest of a model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.blocks.base import Block, Choice, ConvSpec
+from harness.blocks.base import Block, ConvSpec
+from harness.blocks.declared import Choice, Problem
 from harness.errors import Unsupported
 
 Norm = Literal["batch", "layer", "none"]
@@ -74,8 +76,15 @@ class PerSampleBlock(Block):
         super().__init__(spec, **options)
         self.bn: nn.Module = nn.BatchNorm2d(spec.c_out)
 
+    @classmethod
+    def problems(cls) -> Iterator[Problem]:
+        yield from super().problems()
+        if cls.convolved is PerSampleBlock.convolved and cls.forward is PerSampleBlock.forward:
+            yield "it convolves nothing", "write def convolved(self, x_NCHW: Tensor) -> Tensor"
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.convolved(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.convolved(x_NCHW))
+        return y_NCHW
 
     def convolved(self, x_NCHW: Tensor) -> Tensor:
         """The block without its batch norm."""

@@ -37,7 +37,7 @@ class Ratios:
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerCells:
     """What a layer has of a warehouse: the slice of `cells` from `first` on is initialised for it.
 
     starts: for each of its rows the cell that it starts as; the number of all cells where that is none.
@@ -54,12 +54,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many cells there are, of which size, and what each layer has of them."""
+    """How many cells there are, of which size, and what each of its layers has of them."""
 
     cells: int
     c_out: int
     c_in: int
-    shares: tuple[Share, ...]
+    layers: tuple[LayerCells, ...]
 
 
 def ratio_of(value: str | float | Fraction) -> Fraction:
@@ -73,7 +73,7 @@ def ratio_of(value: str | float | Fraction) -> Fraction:
     return b
 
 
-def lay_out(specs: Sequence[ConvSpec], ratios: Ratios) -> Layout:
+def layout_for(specs: Sequence[ConvSpec], ratios: Ratios) -> Layout:
     """The warehouse for these layers, in the order in which the running index meets them.
 
     Raises Unsupported for ratios that do not come out even.
@@ -83,15 +83,15 @@ def lay_out(specs: Sequence[ConvSpec], ratios: Ratios) -> Layout:
     c_in = max(int(gcd(*(spec.c_in // spec.groups for spec in specs)) * ratios.c_in), 1)
     rows = [_rows(spec, c_out, c_in) for spec in specs]
     cells = max(int(ratios.cells * sum(rows)), 1)
-    shares, first = [], 0
+    layers, first = [], 0
     for count in rows:
-        share = _share(count, first, cells, ratios.cells)
-        shares.append(share)
-        first += share.cells
+        part = _cells_of(count, first, cells, ratios.cells)
+        layers.append(part)
+        first += part.cells
     if first != cells:
         problem = f"ratio {ratios.cells} leaves {cells} cells for kernels of {', '.join(map(str, rows))} places"
         raise Unsupported(f"{problem}, but {first} of these would start as a cell", remedy="use ratio 1, 2 or 4 there")
-    return Layout(cells, c_out, c_in, tuple(shares))
+    return Layout(cells, c_out, c_in, tuple(layers))
 
 
 def _rows(spec: ConvSpec, c_out: int, c_in: int) -> int:
@@ -105,21 +105,21 @@ def _rows(spec: ConvSpec, c_out: int, c_in: int) -> int:
     return (spec.c_out // c_out) * (into // c_in) * spec.kernel_size**2
 
 
-def _share(rows: int, first: int, cells: int, ratio: Fraction) -> Share:
+def _cells_of(rows: int, first: int, cells: int, ratio: Fraction) -> LayerCells:
     if ratio >= 1:
         step = int(ratio)
-        return Share(first, step * rows, tuple(first + step * row for row in range(rows)))
+        return LayerCells(first, step * rows, tuple(first + step * row for row in range(rows)))
     r, starts, index = ratio.denominator, [], first
     for row in range(rows):
         gets_one = row % r == (row // r) % r
         starts.append(index if gets_one else cells)
         index += gets_one
-    return Share(first, index - first, tuple(starts))
+    return LayerCells(first, index - first, tuple(starts))
 
 
-def beta(share: Share, cells: int) -> Tensor:
+def beta(part: LayerCells, cells: int) -> Tensor:
     """(rows, cells + 1), one 1 in each row: the cell that it starts as; the last column stands for none."""
-    return torch.eye(cells + 1)[list(share.starts)]
+    return torch.eye(cells + 1)[list(part.starts)]
 
 
 class Warehouse(nn.Module):
@@ -132,9 +132,9 @@ class Warehouse(nn.Module):
         super().__init__()
         self.layout = layout
         self.cells = nn.Parameter(torch.empty(layout.cells, layout.c_out * layout.c_in))
-        for share in layout.shares:
-            slice_ = self.cells[share.first : share.first + share.cells]
-            nn.init.normal_(slice_, std=sqrt(2 / (share.cells * layout.c_out)))
+        for part in layout.layers:
+            slice_ = self.cells[part.first : part.first + part.cells]
+            nn.init.normal_(slice_, std=sqrt(2 / (part.cells * layout.c_out)))
 
     def extra_repr(self) -> str:
         return f"{self.layout.cells} cells of {self.layout.c_out} x {self.layout.c_in}"

@@ -36,7 +36,8 @@ class Conv(FusableBlock):
         self.branch = ConvBN(spec) if norm else Chain(spec, (spec.c_in, spec.c_out), (spec.kernel_size,), bias=True)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.branch(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.branch(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branch.kernel()

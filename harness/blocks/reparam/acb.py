@@ -55,7 +55,8 @@ class ACB(FusableBlock):
         self.branches = Parallel(k, {"k x k": square, "k x 1": vertical, "1 x k": horizontal})
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.branches(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.branches(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branches.kernel()

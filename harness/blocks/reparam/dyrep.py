@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Choice, ConvSpec, FusableBlock
+from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.declared import KERNEL_SIZES, Choice
 from harness.blocks.parts.branches import Branch, ConvBN, IdentityBN
-from harness.blocks.reparam.dbb import AverageBN, Chain, PointwiseAverage
+from harness.blocks.parts.chains import AverageBN, Chain, PointwiseAverage, last_norm
 
 ORIGIN = "kxk"
 SLOTS = ("1x1", "1x1-kxk", "1x1-average", ORIGIN, "1xk", "kx1", "identity")
@@ -119,7 +120,7 @@ class DyRepConv(FusableBlock):
     @torch.no_grad()
     def importance(self) -> dict[str, float]:
         """By branch: mean |gamma| of the batch norm that ends it over mean |gamma| of the origin's."""
-        ends = {slot: _last_norm(branch).weight for slot, branch in self.branches.items()}
+        ends = {slot: last_norm(branch).weight for slot, branch in self.branches.items()}
         origin = cast(Tensor, self.norm.weight)
         return {slot: float(gamma.abs().mean() / origin.abs().mean()) for slot, gamma in ends.items()}
 
@@ -182,17 +183,12 @@ class DyRepConv(FusableBlock):
         return [Kernel(algebra.embed(kernel.weight, self.spec.kernel_size), kernel.bias) for kernel in kernels]
 
 
-def _last_norm(branch: nn.Module) -> nn.BatchNorm2d:
-    """The batch norm that ends a branch: each branch registers its own in the order in which they run."""
-    return [module for module in branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-
-
 def _start(branch: nn.Module, generator: torch.Generator | None) -> None:
     for conv in branch.modules():
         if isinstance(conv, nn.Conv2d):
             outputs = conv.out_channels * math.prod(conv.kernel_size)
             nn.init.normal_(conv.weight, std=math.sqrt(2 / outputs), generator=generator)
-    nn.init.constant_(_last_norm(branch).weight, FIRST_GAMMA)
+    nn.init.constant_(last_norm(branch).weight, FIRST_GAMMA)
 
 
 @BLOCKS.register("dyrep")
@@ -221,7 +217,8 @@ class DyRepBlock(DyRepConv):
             self.grow(self.fitting)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(super().forward(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(super().forward(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold_biased(self.summed(), self.bn)

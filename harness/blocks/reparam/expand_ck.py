@@ -16,30 +16,17 @@ Paper: Guo et al., ExpandNets, NeurIPS 2020, arXiv:1811.10495.
 
 from __future__ import annotations
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, ConvSpec
-from harness.blocks.parts.composed import Chain, ComposedBlock, norm_behind
-from harness.blocks.reparam.expand_cl import BIAS, EXPAND_INPUT, NORM, PAPER, RATE, REPARAM
+from collections.abc import Sequence
+
+from harness.blocks.base import BLOCKS
+from harness.blocks.declared import KERNEL_SIZES
+from harness.blocks.parts.expanded import ExpandedConv
 
 
 @BLOCKS.register("expand_ck")
-class ExpandCK(ComposedBlock):
-    paper = PAPER
+class ExpandCK(ExpandedConv):
     kernel_sizes = KERNEL_SIZES[2:]
 
-    def __init__(
-        self,
-        spec: ConvSpec,
-        *,
-        reparam: REPARAM = "offline",
-        rate: RATE = 4,
-        expand_input: EXPAND_INPUT = True,
-        bias: BIAS = False,
-        norm: NORM = True,
-    ) -> None:
-        super().__init__(spec, reparam=reparam, rate=rate, expand_input=expand_input, bias=bias, norm=norm)
-        factors = spec.kernel_size // 2
-        first = spec.c_in * (rate if expand_input else 1)
-        widths = spec.c_in, first, *[spec.c_out * rate] * (factors - 2), spec.c_out
-        self.linear = Chain(spec, widths, (3,) * factors, bias)
-        self.bn = norm_behind(norm, spec.c_out)
-        self.reparam = reparam
+    def row(self, first: int, later: int) -> tuple[Sequence[int], Sequence[int]]:
+        factors = self.spec.kernel_size // 2
+        return (first, *[later] * (factors - 2)), (3,) * factors

@@ -17,43 +17,16 @@ Paper: Guo et al., ExpandNets, NeurIPS 2020, arXiv:1811.10495.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, ConvSpec
-from harness.blocks.parts.composed import Chain, ComposedBlock, norm_behind
-
-PAPER = (
-    "Guo et al., ExpandNets: Linear Over-parameterization to Train Compact Convolutional Networks, NeurIPS 2020, "
-    "arXiv:1811.10495"
-)
-REPARAM = Annotated[
-    Literal["offline", "online"], "the factors on features (the paper), or multiplied into one kernel in every step"
-]
-RATE = Annotated[Literal[2, 4, 8], "how many times as wide the map is between the factors"]
-EXPAND_INPUT = Annotated[
-    bool, "whether the first factor widens the input; the first layer of the authors' CIFAR networks does not"
-]
-BIAS = Annotated[bool, "a bias in each factor"]
-NORM = Annotated[bool, "a batch norm behind the last factor"]
+from harness.blocks.base import BLOCKS
+from harness.blocks.declared import KERNEL_SIZES
+from harness.blocks.parts.expanded import ExpandedConv
 
 
 @BLOCKS.register("expand_cl")
-class ExpandCL(ComposedBlock):
-    paper = PAPER
+class ExpandCL(ExpandedConv):
     kernel_sizes = KERNEL_SIZES[1:]
 
-    def __init__(
-        self,
-        spec: ConvSpec,
-        *,
-        reparam: REPARAM = "offline",
-        rate: RATE = 4,
-        expand_input: EXPAND_INPUT = True,
-        bias: BIAS = False,
-        norm: NORM = True,
-    ) -> None:
-        super().__init__(spec, reparam=reparam, rate=rate, expand_input=expand_input, bias=bias, norm=norm)
-        widths = spec.c_in, spec.c_in * (rate if expand_input else 1), spec.c_out * rate, spec.c_out
-        self.linear = Chain(spec, widths, (1, spec.kernel_size, 1), bias)
-        self.bn = norm_behind(norm, spec.c_out)
-        self.reparam = reparam
+    def row(self, first: int, later: int) -> tuple[Sequence[int], Sequence[int]]:
+        return (first, later), (1, self.spec.kernel_size, 1)

@@ -13,13 +13,11 @@ Paper: Guo et al., ExpandNets, NeurIPS 2020, arXiv:1811.10495.
 from __future__ import annotations
 
 from harness.blocks.base import BLOCKS, ConvSpec
-from harness.blocks.parts.composed import Chain, ComposedBlock, norm_behind
-from harness.blocks.reparam.expand_cl import BIAS, NORM, PAPER, RATE, REPARAM
+from harness.blocks.parts.expanded import BIAS, NORM, RATE, REPARAM, ExpandedBlock
 
 
 @BLOCKS.register("expand_fc")
-class ExpandFC(ComposedBlock):
-    paper = PAPER
+class ExpandFC(ExpandedBlock):
     kernel_sizes = (1,)
 
     def __init__(
@@ -33,6 +31,4 @@ class ExpandFC(ComposedBlock):
     ) -> None:
         super().__init__(spec, reparam=reparam, rate=rate, bias=bias, norm=norm)
         widths = spec.c_in, spec.c_in * rate, spec.c_out * rate, spec.c_out
-        self.linear = Chain(spec, widths, (1, 1, 1), bias)
-        self.bn = norm_behind(norm, spec.c_out)
-        self.reparam = reparam
+        self._expand(widths, (1, 1, 1), bias=bias, norm=norm)

@@ -28,7 +28,7 @@ from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.parts.branches import Branch, Parallel
 from harness.blocks.parts.cached import CachedKernel
 from harness.blocks.parts.composition import no_autocast
-from harness.blocks.reparam.orepa import PAPER, SCALING, WHERE
+from harness.blocks.parts.linear_branches import PAPER, REPARAM, SCALING
 
 
 class Scaled(nn.Module):
@@ -40,7 +40,8 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.scale[:, None, None] * self.branch(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.scale[:, None, None] * self.branch(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         branch: Branch = self.branch  # type: ignore[assignment]
@@ -56,7 +57,7 @@ class Linearized(FusableBlock):
         self,
         spec: ConvSpec,
         *,
-        reparam: WHERE = "online",
+        reparam: REPARAM = "online",
         of: Annotated[Literal["dbb", "acb", "repvgg", "mobileone"], "the block whose branches these are"] = "dbb",
         scaling: SCALING = "vector",
     ) -> None:
@@ -72,7 +73,8 @@ class Linearized(FusableBlock):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         summed = self._online if self.reparam == "online" else self.branches
-        return self.bn(summed(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(summed(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(self._weight(), self.bn)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
-from harness.blocks.parts.branches import ConvBN, IdentityBN, Parallel
-from harness.blocks.reparam.repvgg import SE, squeeze_excitation
+from harness.blocks.parts.branches import over_parameterized
+from harness.blocks.parts.squeeze_excitation import SE, squeeze_excitation
 
 
 @BLOCKS.register("mobileone")
@@ -40,17 +40,8 @@ class MobileOne(FusableBlock):
             self.after = squeeze_excitation(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.after(self.branches(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.after(self.branches(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branches.kernel()
-
-
-def over_parameterized(spec: ConvSpec, count: int) -> Parallel:
-    """The sum of `count` k x k branches, the 1x1 and the identity, each with its batch norm."""
-    branches: dict[str, nn.Module] = {f"k x k {i + 1}": ConvBN(spec) for i in range(count)}
-    if spec.kernel_size > 1:
-        branches["1x1"] = ConvBN(spec.resized(1))
-    if spec.keeps_shape:
-        branches["identity"] = IdentityBN(spec)
-    return Parallel(spec.kernel_size, branches)

@@ -22,7 +22,7 @@ from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.parts.cached import CachedKernel
 from harness.blocks.parts.composition import no_autocast
-from harness.blocks.reparam.orepa import NORM, PAPER, SCALING, WHERE, first_scales, kaiming
+from harness.blocks.parts.linear_branches import NORM, PAPER, REPARAM, SCALING, first_scales, kaiming
 
 FIRST_SCALES = (1.0, 0.5)
 
@@ -33,7 +33,7 @@ class OREPA1x1(FusableBlock):
     kernel_sizes = (1,)
 
     def __init__(
-        self, spec: ConvSpec, *, reparam: WHERE = "online", scaling: SCALING = "vector", norm: NORM = True
+        self, spec: ConvSpec, *, reparam: REPARAM = "online", scaling: SCALING = "vector", norm: NORM = True
     ) -> None:
         super().__init__(spec, reparam=reparam, scaling=scaling, norm=norm)
         c_in, c_out, groups = spec.c_in, spec.c_out, spec.groups
@@ -52,7 +52,8 @@ class OREPA1x1(FusableBlock):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         summed = self._online if self.reparam == "online" else self._offline
-        return self.bn(summed(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(summed(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(self._weight(), self.bn)

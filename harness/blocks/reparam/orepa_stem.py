@@ -27,7 +27,7 @@ from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.parts.cached import CachedKernel
 from harness.blocks.parts.composition import no_autocast
-from harness.blocks.reparam.orepa import COMPOSITION, NORM, PAPER, SCALING, WHERE, LinearBranches
+from harness.blocks.parts.linear_branches import COMPOSITION, NORM, PAPER, REPARAM, SCALING, LinearBranches
 
 
 @BLOCKS.register("orepa_stem")
@@ -39,7 +39,7 @@ class OREPAStem(FusableBlock):
         self,
         spec: ConvSpec,
         *,
-        reparam: WHERE = "online",
+        reparam: REPARAM = "online",
         scaling: SCALING = "vector",
         composition: COMPOSITION = "lean",
         norm: NORM = True,
@@ -58,7 +58,8 @@ class OREPAStem(FusableBlock):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         stacked = self._online if self.reparam == "online" else self._offline
-        return self.bn(stacked(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(stacked(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(self._weight("plain"), self.bn)

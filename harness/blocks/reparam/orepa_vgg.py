@@ -19,15 +19,15 @@ from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.parts.branches import ConvBN, IdentityBN, Parallel
-from harness.blocks.reparam.orepa import (
+from harness.blocks.parts.linear_branches import (
     AVERAGE,
     CHAIN,
     COMPOSITION,
     ORIGIN,
     PRIOR,
+    REPARAM,
     SCALING,
     SEPARABLE,
-    WHERE,
     LinearBranches,
 )
 
@@ -43,7 +43,8 @@ class ComposedBN(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         summed = self.branches.online if self.reparam == "online" else self.branches.offline
-        return self.bn(summed(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(summed(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold(self.branches.kernel("plain"), self.bn)
@@ -58,7 +59,7 @@ class OREPAVGG(FusableBlock):
         self,
         spec: ConvSpec,
         *,
-        reparam: WHERE = "online",
+        reparam: REPARAM = "online",
         scaling: SCALING = "vector",
         composition: COMPOSITION = "lean",
         origin: ORIGIN = True,
@@ -77,7 +78,8 @@ class OREPAVGG(FusableBlock):
         self.branches = Parallel(spec.kernel_size, branches)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.branches(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.branches(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branches.kernel()

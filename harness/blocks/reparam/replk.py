@@ -41,7 +41,8 @@ class RepLK(FusableBlock):
         self.branches = Parallel(spec.kernel_size, branches)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.branches(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.branches(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branches.kernel()

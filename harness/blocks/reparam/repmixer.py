@@ -1,6 +1,6 @@
 """FastViT's RepMixer: a depthwise token mixer that adds to x what it changes of it, one convolution once fused.
 
-    train   y = x + s (mixer(x) - bn(x)),   mixer(x) = bn(W_k * x) + bn(W_1 * x) + bn(x)   (mobileone.py)
+    train   y = x + s (mixer(x) - bn(x)),   mixer(x) = bn(W_k * x) + bn(W_1 * x) + bn(x)   (parts/branches.py)
     fused   y = W * x + b,   W = I + s (fold(W_k) + embed(fold(W_1)) + fold(I) - fold'(I)),   b = s (b_mixer - b_bn)
 
 The two bn(x) are different batch norms. s (C, 1, 1) is the layer scale, 1e-5 at first: a fresh block is nearly the
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
-from harness.blocks.parts.branches import IdentityBN, widen
-from harness.blocks.reparam.mobileone import over_parameterized
+from harness.blocks.parts.branches import IdentityBN, over_parameterized, widen
 
 FIRST_SCALE = 1e-5
 

@@ -20,14 +20,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
 from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
 from harness.blocks.parts.branches import ConvBN, IdentityBN, Parallel
-
-SE = Annotated[bool, "squeeze-and-excitation behind the sum, with a 16th of the channels inside"]
+from harness.blocks.parts.squeeze_excitation import SE, squeeze_excitation
 
 
 @BLOCKS.register("repvgg")
@@ -51,7 +49,8 @@ class RepVGG(FusableBlock):
             self.after = squeeze_excitation(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.after(self.branches(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.after(self.branches(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branches.kernel()
@@ -81,9 +80,3 @@ class RepVGG(FusableBlock):
         assert isinstance(square, ConvBN)
         assert isinstance(point, ConvBN)
         return square, point
-
-
-def squeeze_excitation(channels: int) -> nn.Module:
-    """y * sigmoid(U relu(V mean(y) + v) + u), V (channels // 16, channels); one channel inside where that is none."""
-    squeezed: nn.Module = SqueezeExcitation(channels, max(1, channels // 16))
-    return squeezed

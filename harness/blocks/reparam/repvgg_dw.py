@@ -39,7 +39,8 @@ class RepVGGDW(FusableBlock):
         self.bn = nn.BatchNorm2d(spec.c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.branches(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.branches(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return algebra.fold_biased(self.branches.kernel(), self.bn)

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from harness.blocks import algebra
 from harness.blocks.algebra import Kernel
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, NON_NEGATIVE, ConvSpec, FusableBlock
+from harness.blocks.base import BLOCKS, ConvSpec, FusableBlock
+from harness.blocks.declared import KERNEL_SIZES, NON_NEGATIVE
 from harness.blocks.parts.branches import ConvBN, widen
 from harness.errors import Unsupported
 
@@ -39,7 +40,9 @@ from harness.errors import Unsupported
 class RM(FusableBlock):
     paper = "Meng et al., RMNet: Equivalently Removing Residual Connection from Networks, 2021, arXiv:2111.00687"
     kernel_sizes = KERNEL_SIZES[1:]
+    no_sister = "a ReLU stands between its convolutions: they cannot be composed, whatever norms they have"
     needs: str | None = NON_NEGATIVE
+    without_needs = "carry", "prelu"
 
     def __init__(
         self,

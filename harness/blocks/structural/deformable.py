@@ -51,7 +51,8 @@ class Deformable(Block):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.bn(self.sampled(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.bn(self.sampled(x_NCHW))
+        return y_NCHW
 
     def sampled(self, x_NCHW: Tensor) -> Tensor:
         """The block without its batch norm."""

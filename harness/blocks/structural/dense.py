@@ -49,7 +49,8 @@ class Dense(Block):
         maps_NCHW = shortcut(x_NCHW, self.spec)
         for layer in self.layers:
             maps_NCHW = torch.cat([maps_NCHW, layer(maps_NCHW)], 1)
-        return self.transition(maps_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.transition(maps_NCHW)
+        return y_NCHW
 
 
 class DenseLayer(nn.Sequential):

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN
 from harness.blocks.parts.stages import in_a_row, point
 
@@ -33,4 +34,5 @@ class DepthwiseSeparable(Block):
         self.stages = in_a_row([depthwise, point(spec.c_in, spec.c_out)])
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.stages(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.stages(x_NCHW)
+        return y_NCHW

@@ -42,7 +42,8 @@ class Dilated(FusableBlock):
         return replace(self.spec, dilation=self.rate * self.spec.dilation)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.branch(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.branch(x_NCHW)
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branch.kernel()

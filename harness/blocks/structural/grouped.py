@@ -40,7 +40,8 @@ class Grouped(FusableBlock):
         return replace(self.spec, groups=self.count * self.spec.groups)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.after(self.branch(x_NCHW))  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.after(self.branch(x_NCHW))
+        return y_NCHW
 
     def kernel(self) -> Kernel:
         return self.branch.kernel()

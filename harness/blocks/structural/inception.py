@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN, widen
 from harness.blocks.parts.stages import in_a_row, point
 from harness.errors import Unsupported
@@ -105,4 +106,5 @@ class MaxPool(nn.Module):
         x_NCHW = widen(x_NCHW, self.margin, self.margin)
         if self.around:
             x_NCHW = F.pad(x_NCHW, [self.around] * 4, value=-math.inf)
-        return self.pool(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.pool(x_NCHW)
+        return y_NCHW

@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN
 from harness.blocks.parts.stages import RELU6, in_a_row, point, shortcut
 

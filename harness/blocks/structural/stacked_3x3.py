@@ -22,7 +22,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from harness.blocks.base import BLOCKS, KERNEL_SIZES, Block, ConvSpec
+from harness.blocks.base import BLOCKS, Block, ConvSpec
+from harness.blocks.declared import KERNEL_SIZES
 from harness.blocks.parts.branches import ConvBN
 from harness.blocks.parts.stages import RELU, in_a_row
 
@@ -43,7 +44,8 @@ class Stacked3x3(Block):
         self.stages = in_a_row(map(ConvBN, _places(spec)), RELU if activation else None)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.stages(x_NCHW)  # type: ignore[no-any-return]
+        y_NCHW: Tensor = self.stages(x_NCHW)
+        return y_NCHW
 
 
 def _places(spec: ConvSpec) -> Iterator[ConvSpec]:
