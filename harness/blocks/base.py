@@ -280,36 +280,11 @@ def declaration(name: str) -> dict[str, Any]:
     Raises UnknownName, and HarnessError for a sister that cannot be one.
     """
     block = BLOCKS[name]
-    options = block.options()
+    _check_sister(name, block)
+    return {"name": name, **block.to_json()}
+
+
+def _check_sister(name: str, block: type[Block]) -> None:
     if block.sister is not None and (block.sister not in BLOCKS or "online" not in BLOCKS[block.sister].evaluations()):
         problem = f"block {name}: its sister {block.sister} is no block with an online evaluation"
         raise HarnessError(problem, remedy=f"name another in class {block.__name__}, as orepa", where=block.file())
-    return {
-        "name": name,
-        "family": block.family,
-        "paper": block.paper,
-        "fusable": block.fusable(),
-        "evaluations": list(block.evaluations()),
-        "options": {
-            key: {"choices": list(option.choices), "default": option.default, "what": option.what}
-            for key, option in options.items()
-        },
-        "limits": {
-            "kernel_size": list(block.kernel_sizes),
-            "stride": list(block.strides) if block.strides else "any",
-            "groups": block.groups,
-            "dilation": list(block.dilations) if block.dilations else "any",
-            "same_channels": block.same_channels,
-            "channel_multiple": block.channel_multiple,
-            "needs": block.needs,
-            "at_least_one": list(block.at_least_one),
-        },
-        "sister": block.sister,
-        "no_sister": block.no_sister,
-        "network": {
-            "own_layers": False,
-            "keeps_kernel_sizes": block.keeps_kernel_sizes,
-            "shared_state": block.shared_state,
-            "linear_form": block.linear_form is not None,
-        },
-    }

@@ -108,6 +108,47 @@ class Declared:
         return options["reparam"].choices if "reparam" in options else ()
 
     @classmethod
+    def to_json(cls) -> dict[str, Any]:
+        """All of it, as catalog/index.json has it."""
+        return {
+            "family": cls.family,
+            "paper": cls.paper,
+            "fusable": cls.fusable(),
+            "evaluations": list(cls.evaluations()),
+            "options": {
+                key: {"choices": list(option.choices), "default": option.default, "what": option.what}
+                for key, option in cls.options().items()
+            },
+            "limits": cls._limits(),
+            "sister": cls.sister,
+            "no_sister": cls.no_sister,
+            "network": cls._network(),
+        }
+
+    @classmethod
+    def _limits(cls) -> dict[str, Any]:
+        return {
+            "kernel_size": list(cls.kernel_sizes),
+            "stride": list(cls.strides) if cls.strides else "any",
+            "groups": cls.groups,
+            "dilation": list(cls.dilations) if cls.dilations else "any",
+            "same_channels": cls.same_channels,
+            "channel_multiple": cls.channel_multiple,
+            "needs": cls.needs,
+            "at_least_one": list(cls.at_least_one),
+        }
+
+    @classmethod
+    def _network(cls) -> dict[str, Any]:
+        """What is asked of it when it is put into a network; `own_layers` is block native's alone."""
+        return {
+            "own_layers": False,
+            "keeps_kernel_sizes": cls.keeps_kernel_sizes,
+            "shared_state": cls.shared_state,
+            "linear_form": cls.linear_form is not None,
+        }
+
+    @classmethod
     def file(cls) -> str:
         """The file of the class, as a module's path: ``harness/blocks/reparam/dbb.py``."""
         return cls.__module__.replace(".", "/") + ".py"
@@ -160,7 +201,13 @@ def read_option(hint: Any, default: Any) -> Option:
 
 
 def _option_problems(block: type[Declared]) -> Iterator[Problem]:
-    for parameter in list(inspect.signature(block.__init__).parameters.values())[2:]:  # behind self and spec
+    parameters = list(inspect.signature(block.__init__).parameters.values())[1:]  # behind self
+    if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        yield (
+            "its constructor takes no spec",
+            "write def __init__(self, spec: ConvSpec, *, ...)",
+        )
+    for parameter in parameters[1:]:
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
             yield f"its constructor takes any **{name}", "name each option, or take the spec alone"

@@ -86,6 +86,11 @@ class WithoutDefault(Whole):
         super().__init__(spec)
 
 
+class WithoutSpec(Whole):
+    def __init__(self, *, reparam: OFFLINE = "offline") -> None:
+        super().__init__(ConvSpec(4, 4), reparam=reparam)
+
+
 class WithPositionalOption(Whole):
     def __init__(self, spec: ConvSpec, width: Annotated[Literal[2, 4], "how wide"] = 2) -> None:
         super().__init__(spec)
@@ -141,6 +146,7 @@ MISTAKES = [
     (WithoutChoices, "option width takes any int, not one of a list", "Literal["),
     (WithForeignDefault, "option width has the default 3, which is not among its choices", "Literal["),
     (WithoutDefault, "option width has no default", "="),
+    (WithoutSpec, "constructor takes no spec", "spec: ConvSpec"),
     (WithPositionalOption, "option width can be given by position", "write *,"),
     (WithAnyOption, "takes any **options", "name each option"),
     (WithoutKernel, "is fusable and says no kernel", "def kernel(self) -> Kernel"),
