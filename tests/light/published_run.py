@@ -71,3 +71,22 @@ def column(run: FakeRun, *heading: str) -> dict[str, str]:
     (one,) = tables_of(run)
     found = [column for column in one.table.columns if column.heading[: len(heading)] == heading]
     return dict(zip(one.table.labels, found[0].cells, strict=True))
+
+
+SUITE = """\
+axes:
+  block: [conv, dbb, {orepa: {reparam: offline}}, orepa]
+  backbone: [resnet18, resnet34]
+exclude: block == "dbb" and backbone == "resnet34"
+metrics: [params, train_memory]
+published:
+  - title: Table 4
+    metric: train_memory
+    unit: GB
+    saved_from: dbb
+    figures:
+      OREPA-T4-002: block == "conv" and backbone == "resnet18"
+      OREPA-T4-005: block == "dbb" and backbone == "resnet18"
+      OREPA-T4-008: block == "orepa" and block.reparam == None and backbone == "resnet18"
+    note: the rest
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from published_run import SUITE
 
 from harness.errors import SuiteError, UnknownName
 from harness.planning import plan
@@ -30,24 +31,6 @@ def test_a_figure_is_found_by_its_id_and_a_wrong_one_told_the_nearest():
 
 
 # what a suite may say of them
-
-SUITE = """\
-axes:
-  block: [conv, dbb, {orepa: {reparam: offline}}, orepa]
-  backbone: [resnet18, resnet34]
-exclude: block == "dbb" and backbone == "resnet34"
-metrics: [params, train_memory]
-published:
-  - title: Table 4
-    metric: train_memory
-    unit: GB
-    saved_from: dbb
-    figures:
-      OREPA-T4-002: block == "conv" and backbone == "resnet18"
-      OREPA-T4-005: block == "dbb" and backbone == "resnet18"
-      OREPA-T4-008: block == "orepa" and block.reparam == None and backbone == "resnet18"
-    note: the rest
-"""
 
 
 def test_an_entry_is_read_as_it_is_written(suite_of):

@@ -7,9 +7,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from published_run import EIGHTEEN, GB, TABLE_4, THIRTY_FOUR, column, entry, measured, run_of, tables_of
+from published_run import EIGHTEEN, GB, SUITE, TABLE_4, THIRTY_FOUR, column, entry, measured, run_of, tables_of
 from synthetic_run import MACHINE
-from test_published import SUITE
 
 from harness.planning import plan
 from harness.records import Reading, Record, Status, TaskKind, Variant

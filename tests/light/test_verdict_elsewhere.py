@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from synthetic_run import CONV, DBB, OREPA, FakeRun, cell, cells_frame, full_run, noisy
-from test_verdict_check import BASELINE, one_metric, verdicts
+from verdict_runs import BASELINE, one_metric, verdicts
 
 from harness.records import Fingerprint, Variant
 from harness.verdict.against_baseline import check

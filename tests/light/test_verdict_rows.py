@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from synthetic_run import CONV, MACHINE, OREPA, FakeRun, cell, cells_frame, full_run
-from test_verdict_check import BASELINE, one_metric
+from verdict_runs import BASELINE, one_metric
 
 from harness.errors import HarnessError
 from harness.verdict.against_baseline import check

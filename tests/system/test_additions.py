@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Shell, User
+from command_line_user import ROOT, Shell, User
 
 ADDITIONS = Path(__file__).parent / "additions"
 FILES = sorted(path.relative_to(ADDITIONS).as_posix() for path in ADDITIONS.rglob("*.py"))
@@ -160,7 +160,9 @@ def readings(newcomer: User, run: Path) -> dict[tuple[str, str, str], list[float
 def test_one_suite_uses_them_all(newcomer, run):
     found = readings(newcomer, run)
     assert found['"cross"', "fusion_error", "fused"][0] < 5e-6
-    assert found['"cross"', "layers", "train"] == [1 + 2 * 3 + 1]  # the stem, three convolutions a block, the classifier
+    assert found['"cross"', "layers", "train"] == [
+        1 + 2 * 3 + 1
+    ]  # the stem, three convolutions a block, the classifier
     assert found['"cross"', "layers", "fused"] == found['"conv"', "layers", "fused"] == [4]
     assert ('"filter_scale"', "layers", "fused") in found  # stem and classifier fold though the block does not
     for block in ('"conv"', '"cross"', '"filter_scale"'):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_blocks_places import make
+from block_places import make
 from torch import Tensor, nn
 
 from harness import blocks

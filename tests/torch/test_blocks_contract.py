@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_blocks_places import images, make, places, usual_size, with_sizes
+from block_places import images, make, places, usual_size, with_sizes
 
 from harness import blocks
 from harness.blocks import BLOCKS

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from block_places import make, nearest, usual_size
 from metric_cells import CELL, read
-from test_blocks_places import make, nearest, usual_size
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from saved_graph import saved_bytes
 
 from harness import blocks
 from harness.blocks import BLOCKS
@@ -150,26 +149,6 @@ FUSED = {
     "rm": 9 * 64 * 128 + 128 + 9 * 128 * 64 + 64,  # two convolutions, between them as many channels more as it copies
 }
 """Of a fused form that is not the one convolution which the block calls `deployed`."""
-
-
-def saved_bytes(block: nn.Module, x: Tensor) -> int:
-    """Each storage that a node of the output's graph holds, once, the block's own tensors left out.
-
-    The metric asks the saved-tensor hooks; this walks the graph that the forward has left behind.
-    """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), *block.buffers())}
-    todo, seen, kept = [block(x).grad_fn], set(), dict[int, int]()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
-        held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        for tensor in tree_leaves([held, getattr(node, "saved_tensors", ())]):
-            if isinstance(tensor, Tensor) and tensor.ndim:  # a Python number stands there as a tensor too
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(size for address, size in kept.items() if address not in own)
 
 
 @pytest.mark.parametrize("name", [*UNITS, *AT_MOST])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_blocks_places import make, places
+from block_places import PLACES, make, places
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -18,18 +18,6 @@ from harness.blocks.parts.linear_branches import COMPONENTS, LinearBranches
 
 BOTH = [name for name in BLOCKS if len(blocks.declaration(name)["evaluations"]) == 2]
 
-PLACES = [
-    # c_in, c_out, k, stride, groups, dilation
-    (6, 6, 3, 1, 1, 1),
-    (6, 8, 3, 2, 1, 1),
-    (6, 6, 1, 1, 1, 1),
-    (6, 9, 5, 1, 3, 2),
-    (6, 6, 3, 1, 6, 1),
-    (6, 12, 3, 2, 6, 2),
-    (12, 6, 3, 1, 6, 1),
-    (3, 5, 7, 2, 1, 1),
-    (8, 4, 13, 1, 2, 1),
-]
 
 BOTH_SOMEWHERE = [
     (name, place, scaling)

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_blocks_places import Place, declared, fed, images, make, places, sizes_of, with_sizes
+from block_places import Place, declared, fed, images, make, places, sizes_of, with_sizes
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_blocks_counts import saved_bytes
-from test_blocks_orepa import agree, switches, with_gradients
+from gradients import agree, named_gradients, switches
+from saved_graph import saved_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,9 +101,9 @@ def test_both_evaluations_and_the_fused_form_are_the_scaled_sum_with_one_norm(pl
             block = lived_in(linearized(place, of=of, scaling=scaling)).double().train(training)
             offline = linearized(place, of=of, scaling=scaling, reparam="offline").double().train(training)
             offline.load_state_dict(block.state_dict())
-            wanted = with_gradients(by_the_paper(block, x, of, training), x, block)
-            agree(with_gradients(block(x), x, block), wanted, 1e-12)
-            agree(with_gradients(offline(x), x, offline), wanted, 1e-12)
+            wanted = named_gradients(by_the_paper(block, x, of, training), x, block)
+            agree(named_gradients(block(x), x, block), wanted, 1e-12)
+            agree(named_gradients(offline(x), x, offline), wanted, 1e-12)
             torch.testing.assert_close(
                 dict(offline.named_buffers()), dict(block.named_buffers()), rtol=1e-12, atol=1e-12
             )

@@ -7,9 +7,9 @@ from itertools import combinations
 
 import pytest
 import torch
-from test_blocks_counts import saved_bytes
-from test_blocks_evaluations import PLACES
-from test_blocks_places import make
+from block_places import PLACES, make
+from gradients import agree, named_gradients, switches
+from saved_graph import saved_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +21,6 @@ SUBSETS = [names for size in range(1, 7) for names in combinations(COMPONENTS, s
 
 KERNEL = 64 * 64 * 3 * 3 * 4
 """Bytes of a 64 -> 64 3x3 kernel in float32."""
-
-
-def switches(used: tuple[str, ...], names: tuple[str, ...] = tuple(COMPONENTS)) -> dict[str, bool]:
-    return {name: name in used for name in names}
 
 
 def prior(o: int, c_out: int, k: int) -> Tensor:
@@ -74,21 +70,6 @@ def conv(x: Tensor, weight: Tensor, spec: blocks.ConvSpec) -> Tensor:
     return F.conv2d(x, weight, None, spec.stride, d * (k // 2), d, spec.groups)
 
 
-def with_gradients(y: Tensor, x: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    """The output, and the gradients of the input and of every parameter."""
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    gradients = torch.autograd.grad((y * weights + y**2).sum(), [x, *parameters])
-    return dict(zip(["y", "x", *names], [y, *gradients], strict=True))
-
-
-def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    assert list(found) == list(wanted)
-    largest = max(tensor.abs().max().item() for tensor in wanted.values())
-    for name, tensor in found.items():
-        assert (tensor - wanted[name]).abs().max().item() <= tolerance * largest, name
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_orepa_is_the_sum_of_its_papers_branches(place, lived_in):
     block = lived_in(blocks.create("orepa", *place)).double().eval()
@@ -105,11 +86,11 @@ def test_any_components_of_orepa_are_the_sum_of_theirs_alone(used, lived_in):
     place = (4, 6, 3, 2, 2, 2)
     block = lived_in(blocks.create("orepa", *place, **switches(used))).double().eval()
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    wanted = with_gradients(block.bn(conv(x, kernel_of_the_paper(block.branches), block.spec)), x, block)
+    wanted = named_gradients(block.bn(conv(x, kernel_of_the_paper(block.branches), block.spec)), x, block)
     for ways in ({}, {"composition": "plain"}, {"reparam": "offline"}):
         other = blocks.create("orepa", *place, **switches(used), **ways).double().eval()
         other.load_state_dict(block.state_dict())
-        agree(with_gradients(other(x), x, other), wanted, 1e-12)
+        agree(named_gradients(other(x), x, other), wanted, 1e-12)
         torch.testing.assert_close(other.fused()(x), wanted["y"], rtol=1e-12, atol=1e-12)
 
 
@@ -139,11 +120,11 @@ def test_components_of_orepa_vgg(component, alone, scaling, lived_in):
     options = {**switches(used, names), "scaling": scaling}
     online = lived_in(blocks.create("orepa_vgg", 4, 4, **options)).double().eval()
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    wanted = with_gradients(online(x), x, online)
+    wanted = named_gradients(online(x), x, online)
     for ways in ({"composition": "plain"}, {"reparam": "offline"}):
         other = blocks.create("orepa_vgg", 4, 4, **options, **ways).double().eval()
         other.load_state_dict(online.state_dict())
-        agree(with_gradients(other(x), x, other), wanted, 1e-12)
+        agree(named_gradients(other(x), x, other), wanted, 1e-12)
     torch.testing.assert_close(online.fused()(x), wanted["y"], rtol=1e-12, atol=1e-12)
 
 
@@ -243,8 +224,8 @@ def test_orepa_1x1_is_a_1x1_and_two_in_a_row(c_in, c_out, groups, stride, repara
         whole = block.origin[rows, :, 0, 0] * block.scales[0, rows, None]
         whole = whole + block.scales[1, rows, None] * (block.second[rows, :, 0, 0] @ first)
         parts.append(torch.einsum("oi,nihw->nohw", whole, x[:, c * inputs : (c + 1) * inputs, ::stride, ::stride]))
-    wanted = with_gradients(block.bn(torch.cat(parts, 1)), x, block)
-    agree(with_gradients(block(x), x, block), wanted, 1e-12)
+    wanted = named_gradients(block.bn(torch.cat(parts, 1)), x, block)
+    agree(named_gradients(block(x), x, block), wanted, 1e-12)
     torch.testing.assert_close(block.fused()(x), wanted["y"], rtol=1e-12, atol=1e-12)
 
 
@@ -301,10 +282,10 @@ def test_orepa_stem_is_a_stack_of_convolutions(place, options, lived_in):
     c_out, k = place[1], place[2]
     for shape in [(17, 18), (6, 5), (1, 1)]:
         x = torch.randn(2, place[0], *shape, dtype=torch.float64, requires_grad=True)
-        wanted = with_gradients(block.bn(stack_of_convolutions(block, x)), x, block)
+        wanted = named_gradients(block.bn(stack_of_convolutions(block, x)), x, block)
         found = block(x)
         assert found.shape == (2, c_out, *(-(-side // place[3]) for side in shape))
-        agree(with_gradients(found, x, block), wanted, 1e-12)
+        agree(named_gradients(found, x, block), wanted, 1e-12)
         torch.testing.assert_close(block.fused()(x), wanted["y"], rtol=1e-12, atol=1e-12)
     assert block.kernel().weight.shape == (c_out, place[0] // place[4], k, k)
     for stage in block.stages:  # and each stage's kernel is the paper's

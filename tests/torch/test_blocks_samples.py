@@ -10,7 +10,8 @@ from itertools import product
 
 import pytest
 import torch
-from test_blocks_places import images, make, nearest, places, usual_size
+from block_places import images, make, nearest, places, usual_size
+from gradients import with_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,14 +32,6 @@ LAYOUTS = [(8, 8, 1, 1, 1), (8, 12, 2, 2, 1), (8, 8, 1, 8, 2), (8, 6, 1, 1, 2), 
 def places_of(name: str) -> list[tuple[int, ...]]:
     sizes = dict.fromkeys((usual_size(name), nearest(name, (8, 8, 1, 1, 1, 1))[2]))
     return places(name, [(i, o, k, s, g, d) for k, (i, o, s, g, d) in product(sizes, LAYOUTS)])
-
-
-def with_gradients(block: nn.Module, x: Tensor, direction: Tensor) -> list[Tensor]:
-    """Outputs and the gradients of the input and of every parameter that has one."""
-    x = x.clone().requires_grad_()
-    y = block(x)
-    found = torch.autograd.grad((y * direction).sum(), [x, *block.parameters()], allow_unused=True)
-    return [y, *(torch.zeros(()) if gradient is None else gradient for gradient in found)]
 
 
 def close(found: list[Tensor], wanted: list[Tensor]) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import metric_cells
 import pytest
 import torch
 
@@ -22,24 +23,8 @@ from harness.measuring import subject
 from harness.measuring.captured import captured
 from harness.measuring.subject import Subject
 from harness.metrics import METRICS
-from harness.records import Cell
 
-CELL = Cell.from_json(
-    {
-        "block": "conv",
-        "backbone": "layer",
-        "kernel_size": 3,
-        "device": "cpu",
-        "dtype": "float32",
-        "memory_format": "contiguous",
-        "batch_size": 2,
-        "image_size": 9,
-        "optimizer": "sgd",
-        "where": "default",
-        "dataset": "mnist",
-        "threads": None,
-    }
-)
+CELL = replace(metric_cells.CELL, image_size=9)
 
 
 def test_a_batch_is_two_marks_around_the_launches_and_one_wait():

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from expert_blocks import NAMES, VARIANTS, make, maps, temper
 from timm.layers import CondConv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,19 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness import blocks
 from harness.blocks import Block, ConvSpec
 from harness.errors import Unsupported
-
-NAMES = ("condconv", "dyconv", "odconv")
-
-VARIANTS = [
-    ("condconv", {}),
-    ("condconv", {"experts": 8}),
-    ("dyconv", {}),
-    ("dyconv", {"kernels": 2}),
-    ("odconv", {}),
-    ("odconv", {"kernels": 4}),
-    ("odconv", {"attention_norm": "layer"}),
-    ("odconv", {"kernels": 2, "attention_norm": "none"}),
-]
 
 PLACES = [
     ConvSpec(4, 6),
@@ -41,14 +29,6 @@ PLACES = [
 ]
 
 
-def make(name: str, spec: ConvSpec, **options) -> Block:
-    return blocks.BLOCKS[name](spec, **options).double()
-
-
-def maps(n: int, spec: ConvSpec) -> Tensor:
-    return torch.randn(n, spec.c_in, 11, 9, dtype=torch.float64)
-
-
 def convolved(x: Tensor, weight: Tensor, s: ConvSpec) -> Tensor:
     return F.conv2d(x, weight, None, s.stride, s.padding, s.dilation, s.groups)
 
@@ -60,10 +40,6 @@ def kernels_of(block: Block) -> Tensor:
 
 def linear(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
     return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
-
-
-def temper(block: Block, value: float) -> None:
-    block.attention.set_temperature(value)
 
 
 # The equations, for one sample after another. Nothing of harness.blocks but the parameters.

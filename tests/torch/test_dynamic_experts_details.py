@@ -8,8 +8,8 @@ from math import sqrt
 
 import pytest
 import torch
+from expert_blocks import NAMES, VARIANTS, make, maps, temper
 from metric_cells import CELL, read
-from test_dynamic_experts import NAMES, VARIANTS, make, maps, temper
 from torch import nn
 
 from harness import blocks

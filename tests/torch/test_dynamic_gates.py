@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from metric_cells import CELL, count
-from test_dynamic_dcd import check, normed, pool_by_hand, size
+from per_sample_equations import check, normed, pool_by_hand, size
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_dyrep import data, epoch_of, evaluated, net, relative, sgd
+from dyrep_training import data, epoch_of, evaluated, net, relative, sgd
 from torch import nn
 
 from harness.errors import HarnessError

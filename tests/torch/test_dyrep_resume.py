@@ -8,7 +8,7 @@ import json
 import pytest
 import timm
 import torch
-from test_dyrep import data, epoch_of, evaluated, net, relative, sgd, uneven
+from dyrep_training import data, epoch_of, evaluated, net, relative, sgd, uneven
 from torch import nn
 
 from harness import blocks

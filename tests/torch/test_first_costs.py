@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import metric_cells
 import pytest
 import torch
 from torch import nn
@@ -18,24 +19,10 @@ from harness.measuring import subject
 from harness.measuring.subject import Subject
 from harness.measuring.training_step import Training
 from harness.metrics import METRICS, conversion
-from harness.records import Cell, Kind, TaskKind, Variant
+from harness.records import Kind, TaskKind, Variant
 
-CELL = Cell.from_json(
-    {
-        "block": "conv",
-        "backbone": "layer",
-        "kernel_size": 3,
-        "device": "cpu",
-        "dtype": "float32",
-        "memory_format": "contiguous",
-        "batch_size": 2,
-        "image_size": 7,
-        "optimizer": "sgd",
-        "where": "default",
-        "dataset": "mnist",
-        "threads": 1,  # several wait for each other, a tenth of a second when the machine is busy
-    }
-)
+CELL = replace(metric_cells.CELL, image_size=7, threads=1)
+"""One thread: several wait for each other, a tenth of a second when the machine is busy."""
 REPVGG = replace(CELL, block=Variant("repvgg"))
 ONE_BATCH = ["record", "work", "record", "synchronize", "elapsed"]
 

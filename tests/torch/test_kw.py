@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from warehouse_kernels import assembled, at
 
 from harness import blocks
 from harness.blocks import ConvSpec
@@ -33,18 +34,6 @@ PLACES = [
     (4, 8, 3, 3, 4, 1, 1),
     (4, 6, 2, 2, 1, 1, -1),  # even, as ConvNeXt's
 ]
-
-
-def assembled(cells, spec, cell_out, cell_in):
-    """A kernel of cells (rows, cell_out * cell_in), row by row: taps outermost, groups of inputs innermost."""
-    into, k = spec.c_in // spec.groups, spec.kernel_size
-    kernel = torch.zeros(spec.c_out, into, k, k, dtype=cells.dtype)
-    places = product(range(k), range(k), range(spec.c_out // cell_out), range(into // cell_in))
-    for cell, (down, right, out, inside) in zip(cells, places, strict=True):
-        outputs = slice(out * cell_out, (out + 1) * cell_out)
-        inputs = slice(inside * cell_in, (inside + 1) * cell_in)
-        kernel[outputs, inputs, down, right] = cell.reshape(cell_out, cell_in)
-    return kernel
 
 
 def normed(h, norm, training):
@@ -103,13 +92,6 @@ def assert_alike(module, forward, reference, x):
         results.append((y, *torch.autograd.grad(y, wanted, torch.cos(torch.arange(y.numel())).reshape(y.shape).to(y))))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-
-
-def at(module, temperature):
-    for child in module.modules():
-        if hasattr(child, "set_temperature"):
-            child.set_temperature(temperature)
-    return module
 
 
 def pair(specs, ratios, settings=None, bias=True):

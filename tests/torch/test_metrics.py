@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import metric_cells
 import pytest
 import torch
 from torch import nn
@@ -15,22 +16,9 @@ from harness.errors import Unsupported
 from harness.measuring.subject import Subject, make_optimizer, optimizer_options
 from harness.metrics import METRICS
 from harness.metrics import fusion_error as fusion
-from harness.records import Cell, Kind, TaskKind, Variant
+from harness.records import Kind, TaskKind, Variant
 
-CELL = Cell(
-    block=Variant("conv"),
-    backbone=Variant("layer"),
-    kernel_size=3,
-    device=Variant("cpu"),
-    dtype="float32",
-    memory_format="contiguous",
-    batch_size=8,
-    image_size=56,
-    optimizer=Variant("sgd"),
-    where=Variant("default"),
-    dataset=Variant("mnist"),
-    threads=None,
-)
+CELL = replace(metric_cells.CELL, batch_size=8, image_size=56)
 RESNET18 = replace(CELL, backbone=Variant("resnet18"), kernel_size=None, image_size=224, batch_size=1)
 BLOCKS = ("conv", "repvgg", "acb", "dbb", "orepa", "orepa_vgg")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_blocks_places import declared
+from block_places import declared
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

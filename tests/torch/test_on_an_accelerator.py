@@ -6,10 +6,11 @@ import copy
 import time
 from dataclasses import replace
 
+import metric_cells
 import pytest
 import torch
-from test_blocks_places import images, make
-from test_blocks_samples import with_gradients
+from block_places import images, make
+from gradients import with_gradients
 from torch import Tensor, nn
 
 import harness
@@ -23,7 +24,7 @@ from harness.measuring.subject import Subject
 from harness.memory import peak_step_bytes
 from harness.metrics import METRICS
 from harness.models import build, randomize_statistics
-from harness.records import Cell, Reading, Variant
+from harness.records import Reading, Variant
 
 _found = torch.accelerator.current_accelerator(check_available=True)
 if _found is None:
@@ -32,22 +33,7 @@ KIND = _found.type
 if KIND == "mps":
     pytest.skip("needs float64, which mps has not", allow_module_level=True)
 
-CELL = Cell.from_json(
-    {
-        "block": "conv",
-        "backbone": "resnet18",
-        "kernel_size": None,
-        "device": KIND,
-        "dtype": "float32",
-        "memory_format": "contiguous",
-        "batch_size": 16,
-        "image_size": 96,
-        "optimizer": "sgd",
-        "where": "default",
-        "dataset": "mnist",
-        "threads": None,
-    }
-)
+CELL = metric_cells.net(device=Variant(KIND), batch_size=16, image_size=96)
 
 ROUNDED = {"ese": 1e-7, "coord": 1e-7} if KIND == "cuda" else {}
 """torch's hard-sigmoid and hard-swish multiply by a float32 1/6 on CUDA, in float64 too."""

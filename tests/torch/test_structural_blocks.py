@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from structural_checks import norms_of, relative
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,18 +33,6 @@ def placed(name: str, spec: ConvSpec, **options: int | bool) -> Block:
     """The block there, or with the next kernel size that it has and the same margin."""
     sizes = BLOCKS[name].kernel_sizes
     return BLOCKS[name](replace(spec, kernel_size=max(spec.kernel_size, sizes[0])), **options)
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return ((found - wanted).abs().max() / wanted.abs().max()).item()
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def norms_of(module: nn.Module) -> list[nn.BatchNorm2d]:
-    return [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
 class Parts:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_places import nearest
 from metric_cells import CELL, net, read
-from test_blocks_places import nearest
 from torch import nn
 
 from harness import blocks

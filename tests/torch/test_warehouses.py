@@ -12,8 +12,8 @@ from math import prod
 import pytest
 import timm
 import torch
-from test_kw import assembled, at
 from torch import nn
+from warehouse_kernels import assembled, at
 
 from harness import blocks
 from harness.blocks.parts.per_sample import KernelWork

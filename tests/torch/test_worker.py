@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import metric_cells
 import pytest
 import torch
 
 from harness.errors import HarnessError, Unsupported
 from harness.measuring.metric import Step
 from harness.metrics import METRICS
-from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
+from harness.records import Budget, Record, Status, Task, TaskKind, Variant
 from harness.worker import worker
 from harness.worker.messages import Order
 
-CELL = Cell.from_json(
-    {
-        "block": "conv",
-        "backbone": "layer",
-        "kernel_size": 3,
-        "device": "cpu",
-        "dtype": "float32",
-        "memory_format": "contiguous",
-        "batch_size": 2,
-        "image_size": 9,
-        "optimizer": "sgd",
-        "where": "default",
-        "dataset": "mnist",
-        "threads": None,
-    }
-)
+CELL = replace(metric_cells.CELL, image_size=9)
 GROUP = tuple(replace(CELL, block=Variant(name)) for name in ("conv", "repvgg", "acb"))
 
 

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import metric_cells
 import pytest
 
 from harness.devices.fake import FakeDevice
 from harness.measuring import subject
-from harness.records import Budget, Cell, Record, Status, Task, TaskKind, Variant
+from harness.records import Budget, Record, Status, Task, TaskKind, Variant
 from harness.worker import worker
 from harness.worker.messages import Order
 
-CELL = Cell.from_json(
-    {
-        "block": "conv",
-        "backbone": "layer",
-        "kernel_size": 3,
-        "device": "cuda",
-        "dtype": "float32",
-        "memory_format": "channels_last",
-        "batch_size": 2,
-        "image_size": 9,
-        "optimizer": "sgd",
-        "where": "default",
-        "dataset": "mnist",
-        "threads": None,
-    }
-)
+CELL = replace(metric_cells.CELL, device=Variant("cuda"), memory_format="channels_last", image_size=9)
 
 
 @pytest.fixture
