@@ -12,7 +12,6 @@ from harness.planning import plan
 from harness.records import Fingerprint, Record, Status, TaskKind
 from harness.report.cell_text import _few
 from harness.report.row_text import repeats
-from harness.store import journal
 from harness.store.directory import choose, describe
 from harness.store.journal import Journal
 from harness.store.locks import exclusive
@@ -28,8 +27,8 @@ def test_a_record_is_on_the_disk_before_append_returns(tmp_path, monkeypatch):
     """Without fsync the last minutes of a run are lost with the machine, though append has returned."""
     done = []
     write, sync = os.write, os.fsync
-    monkeypatch.setattr(journal.os, "write", lambda file, line: done.append("write") or write(file, line))
-    monkeypatch.setattr(journal.os, "fsync", lambda file: done.append("sync") or sync(file))
+    monkeypatch.setattr(os, "write", lambda file, line: done.append("write") or write(file, line))
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("sync") or sync(file))
     book = Journal(tmp_path / "journal.jsonl")
     for _ in range(2):
         book.append(RECORD)
@@ -41,7 +40,7 @@ def test_a_line_that_the_disk_took_in_part_is_an_error(tmp_path, monkeypatch):
     """A full disk may take half of a write and raise nothing; the record is not there then."""
     book = Journal(tmp_path / "journal.jsonl")
     write = os.write
-    monkeypatch.setattr(journal.os, "write", lambda file, line: write(file, line[:-5]))
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:-5]))
     with pytest.raises(HarnessError, match="bytes were written"):
         book.append(RECORD)
     book.close()
@@ -148,6 +147,8 @@ def test_the_plain_convolution_is_what_others_are_held_against_wherever_it_stand
     for written, expected in (("[repvgg, acb, conv]", "conv"), ("[repvgg, acb]", "repvgg")):
         (group,) = plan(suite_of(f"axes: {{block: {written}, backbone: layer}}\nmetrics: params")).groups
         assert [cell.block.name for cell in group.cells if cell.id == group.reference] == [expected]
+    (group,) = plan(suite_of("axes: {block: conv, backbone: layer}\nmetrics: params")).groups
+    assert group.reference is None, "alone in its group"
 
 
 @pytest.mark.parametrize("side", ["c_in", "c_out"])

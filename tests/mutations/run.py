@@ -176,13 +176,15 @@ class Results:
         self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def hunt(faults: Sequence[Fault], results: Results, root: Path = ROOT, jobs: int = 1) -> None:
-    """Add an outcome for every fault that has none of this tree. DoesNotApply when one cannot be planted."""
+def hunt(faults: Sequence[Fault], results: Results, tree: str, root: Path = ROOT, jobs: int = 1) -> None:
+    """Add an outcome for every fault that has none of `tree`, which is that of `root`.
+
+    DoesNotApply when one cannot be planted, or when its tests fail without it.
+    """
     for fault in faults:
         fault.planted(root)
         if lacking := fault.lacking(root):
             raise DoesNotApply(f"{fault.id} names tests that are not there: {', '.join(lacking)}")
-    tree = digest_of(root)
     todo = [fault for fault in faults if not results.has(fault, tree)]
     if not todo:
         return
@@ -244,8 +246,8 @@ def _environment(tree: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "numpy", "pandas", "pytest"))
     return (
         f"By `python tests/mutations/run.py`; tree {tree} (harness/ and tests/), Python {platform.python_version()}, "
-        f"{versions}, {platform.system()} on {platform.machine()}, {os.cpu_count()} cores. Seconds are those of a whole "
-        "process of pytest, on a machine that did other things too."
+        f"{versions}, {platform.system()} on {platform.machine()}, {os.cpu_count()} cores. Seconds are those of a process "
+        "of pytest in which torch was imported already; the machine may have done other things too."
     )
 
 
@@ -260,19 +262,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     results, faults = Results(asked.out / "results.jsonl"), load()
+    tree = digest_of(ROOT)  # as it is now: the copies are made of it, whatever is written meanwhile
     try:
         wanted = chosen(faults, asked.only)
-        hunt(wanted, results, jobs=max(asked.jobs, 1))
+        hunt(wanted, results, tree, jobs=max(asked.jobs, 1))
     except DoesNotApply as problem:
         print(problem, file=sys.stderr)
         return 2
     results.rewrite(faults)
-    tree = digest_of(ROOT)
     known = {fault.id: results.known[fault.id] for fault in faults if results.has(fault, tree)}
     (asked.out / "README.md").write_text(table(faults, known, tree), encoding="utf-8")
     survived = [fault.id for fault in wanted if not known[fault.id].killed_by]
     print(
-        f"{len(wanted) - len(survived)} of {len(wanted)} faults were noticed{': not ' * bool(survived)}{', '.join(survived)}"
+        f"{len(wanted) - len(survived)} of {len(wanted)} faults were noticed; {', '.join(survived) or 'none'} survived"
     )
     return 1 if survived else 0
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from harness import fuse, swap
+from harness.devices.fake import FakeDevice
 from harness.errors import HarnessError
+from harness.measuring import turns
+from harness.measuring.metric import Step
+from harness.measuring.turns import FEWEST_PASSES, Seat, take_turns
 from harness.memory import StorageTracker
 from harness.models.layers import is_depthwise
+from harness.records import Budget
 
 
 class Both(nn.Module):
@@ -55,3 +62,25 @@ def test_a_storage_that_is_resized_to_less_counts_with_less():
         assert tracker.current == 512
         del x, view
         assert tracker.current == 0
+
+
+class Stalling:
+    """A clock: two steps of a tenth of a second, and then a hundred seconds for each."""
+
+    def __init__(self):
+        self.device, self.waited, self.now, self.steps = FakeDevice(), 0.0, 0.0, 0
+
+    def time(self, step, repeats=1, flush=False):
+        self.steps += 1
+        seconds = repeats * (0.1 if self.steps <= 2 else 100.0)
+        self.now += seconds
+        return seconds
+
+
+def test_the_pass_back_is_made_however_slow_the_first_one_was(monkeypatch):
+    """One pass alone would leave whatever drifted in the ratio of its two ends."""
+    clock = Stalling()
+    monkeypatch.setattr(turns, "monotonic", lambda: clock.now)
+    seat = Seat(Step("latency", "train", "s", lambda: None), clock, nullcontext, 1.0)
+    take_turns([seat], Budget(), lambda *_: None, lambda _: None)
+    assert len(seat.samples.seconds) == FEWEST_PASSES
