@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from synthetic_run import CONV, OREPA, FakeRun, cell, cells_frame
 
 from harness.errors import HarnessError
 from harness.planning import plan
@@ -16,6 +17,8 @@ from harness.store.directory import choose, describe
 from harness.store.journal import Journal
 from harness.store.locks import exclusive
 from harness.units import as_bytes, as_seconds, duration, scale_for
+from harness.verdict.against_baseline import check
+from harness.verdict.baseline import make_baseline
 from harness.verdict.rows import Check, Row
 from harness.verdict.rules import Paired, Verdict, judge_bounded, judge_paired
 from harness.verdict.trend.change_points import Noise
@@ -164,3 +167,17 @@ def test_a_number_is_no_truth_in_a_suite(suite_of):
     """1 == True in Python; the block itself would refuse it, in a worker."""
     with pytest.raises(HarnessError, match="origin of orepa: 1 is not one of its values"):
         suite_of("axes: {block: {orepa: {origin: 1}}, backbone: layer}\nmetrics: params")
+
+
+def test_of_a_share_and_an_amount_that_are_allowed_the_larger_counts():
+    """Of a number that was zero no share is anything: the gate's floor is what may be added to it."""
+
+    def changed(*numbers):
+        run = FakeRun(cells_frame([cell("conv"), cell("orepa")]), gates={"changed_predictions": {"floor": 5.0}})
+        return run.put(CONV, "changed_predictions", [1] * 4, "fused").put(
+            OREPA, "changed_predictions", numbers, "fused"
+        )
+
+    none = make_baseline(changed(0, 0, 0, 0))
+    assert check(changed(2, 3, 2, 3), none, strict=True).exit_code == 0
+    assert check(changed(12, 13, 12, 13), none).exit_code == 1
