@@ -106,10 +106,10 @@ class Copy:
             return f"nothing ended within {timeout:.0f} s"
         if process.exitcode == PASSED:
             return ""
-        said = output.read_text(encoding="utf-8", errors="replace")
-        failed = _failed(said)
+        printed = output.read_text(encoding="utf-8", errors="replace")
+        failed = _failed(printed)
         if process.exitcode not in (FAILED, INTERRUPTED) or not failed:
-            raise DoesNotApply(f"pytest cannot run {' '.join(tests)}:\n{said[-3000:]}")
+            raise DoesNotApply(f"pytest cannot run {' '.join(tests)}:\n{printed[-3000:]}")
         return failed
 
 
@@ -176,7 +176,7 @@ class Results:
         self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def hunt(faults: Sequence[Fault], results: Results, tree: str, root: Path = ROOT, jobs: int = 1) -> None:
+def plant_all(faults: Sequence[Fault], results: Results, tree: str, root: Path = ROOT, jobs: int = 1) -> None:
     """Add an outcome for every fault that has none of `tree`, which is that of `root`.
 
     DoesNotApply when one cannot be planted, or when its tests fail without it.
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tree = digest_of(ROOT)  # as it is now: the copies are made of it, whatever is written meanwhile
     try:
         wanted = chosen(faults, asked.only)
-        hunt(wanted, results, tree, jobs=max(asked.jobs, 1))
+        plant_all(wanted, results, tree, jobs=max(asked.jobs, 1))
     except DoesNotApply as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from harness.devices.fake import FakeDevice
 from harness.errors import HarnessError
 from harness.measuring import turns
 from harness.measuring.metric import Step
-from harness.measuring.turns import FEWEST_PASSES, Seat, take_turns
+from harness.measuring.turns import FEWEST_PASSES, TimedStep, interleave
 from harness.memory import StorageTracker
 from harness.models.layers import is_depthwise
 from harness.records import Budget
@@ -81,6 +81,6 @@ def test_the_pass_back_is_made_however_slow_the_first_one_was(monkeypatch):
     """One pass alone would leave whatever drifted in the ratio of its two ends."""
     clock = Stalling()
     monkeypatch.setattr(turns, "monotonic", lambda: clock.now)
-    seat = Seat(Step("latency", "train", "s", lambda: None), clock, nullcontext, 1.0)
-    take_turns([seat], Budget(), lambda *_: None, lambda _: None)
+    seat = TimedStep(Step("latency", "train", "s", lambda: None), clock, nullcontext, 1.0)
+    interleave([seat], Budget(), lambda *_: None, lambda _: None)
     assert len(seat.samples.seconds) == FEWEST_PASSES
