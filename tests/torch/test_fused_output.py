@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from metric_cells import CELL
 from torch import nn
 
 from harness.measuring.subject import Subject
@@ -22,20 +23,7 @@ from harness.records import Cell, Variant
 from harness.verdict import Verdict
 from harness.verdict.rules import CLOSE_TOLERANCE, judge_close
 
-LAYER = Cell(
-    block=Variant("repvgg"),
-    backbone=Variant("layer"),
-    kernel_size=3,
-    device=Variant("cpu"),
-    dtype="float32",
-    memory_format="contiguous",
-    batch_size=2,
-    image_size=14,
-    optimizer=Variant("sgd"),
-    where=Variant("default"),
-    dataset=Variant("mnist"),
-    threads=None,
-)
+LAYER = replace(CELL, block=Variant("repvgg"))
 RESNET = replace(LAYER, backbone=Variant("resnet18"), kernel_size=None, image_size=64)
 CELLS = {
     block: replace(LAYER, block=Variant(block)) for block in ("conv", "repvgg", "acb", "dbb", "orepa", "orepa_vgg")
