@@ -57,6 +57,7 @@ def test_bursts_and_rests_add_up_to_the_asked_share_of_the_time(share, monkeypat
     assert max(bursts) > 10 * min(bursts), "of all lengths, from shorter than a round to longer than a visit"
 
 
+@pytest.mark.alone
 def test_the_load_takes_about_what_was_asked_for_and_ends_with_the_block():
     before = children()
     began = time.monotonic()
@@ -71,6 +72,7 @@ def test_the_load_takes_about_what_was_asked_for_and_ends_with_the_block():
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.alone
 def test_a_small_share_is_taken_in_bursts_with_long_rests():
     with background_load(0.05, seed=1) as load:  # a burst of 0.36 s, then a rest of 32 s
         time.sleep(2.0)
