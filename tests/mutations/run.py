@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -74,8 +75,8 @@ class Outcome:
 class Copy:
     """A copy of the working tree, in which faults are planted one after the other."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
+    def __init__(self, root: Path, folder: Path, processes: BaseContext = SERVER) -> None:
+        self.root, self.folder, self.processes = root, folder, processes
         shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         # by their contents: two texts of one length and one second must not be taken for one another
         compiled = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "harness"]
@@ -96,7 +97,7 @@ class Copy:
     def first_failure(self, tests: Iterable[str], timeout: float) -> str:
         """The first test that fails; empty when all pass. DoesNotApply when pytest cannot run them."""
         output = self.folder / "pytest.txt"
-        process = SERVER.Process(target=_pytest, args=(str(self.folder), list(tests), str(output)))
+        process = self.processes.Process(target=_pytest, args=(str(self.folder), list(tests), str(output)))
         process.start()
         process.join(timeout)
         if process.is_alive():

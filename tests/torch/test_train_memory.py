@@ -153,11 +153,19 @@ def test_the_recorded_study_is_what_the_code_predicts_today():
     assert seen == 4
 
 
+class Folding(nn.Identity):
+    """What makes a network one that block native leaves as it is."""
+
+    def reparameterize(self):
+        raise AssertionError("nothing here folds")
+
+
 class Lazy(nn.Module):
     """A parameter that no step uses."""
 
     def __init__(self, **_):
         super().__init__()
+        self.folding = Folding()
         self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.unused = nn.Parameter(torch.zeros(1000))
         self.head = nn.Linear(8, 1000)
@@ -184,6 +192,7 @@ class Volumes(nn.Module):
 
     def __init__(self, **_):
         super().__init__()
+        self.folding = Folding()
         self.conv, self.head = nn.Conv3d(3, 8, 3, padding=1), nn.Linear(8, 1000)
 
     def forward(self, x):
