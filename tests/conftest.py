@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +22,5 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _earlier_tests_set_aside() -> Iterator[None]:
+def _earlier_tests_set_aside() -> None:
     set_aside()
-    yield

@@ -1,4 +1,4 @@
-"""What torch.compile asks for before the first result: seconds, with nothing compiled left from before."""
+"""Compile time: seconds that torch.compile takes before the first result, with nothing compiled left from before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs to fold a trained model into its deploy form: seconds, and bytes at the highest."""
+"""Conversion of a trained model into its deploy form: its seconds, and its peak of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training's first step costs and later ones no more: kernels chosen, memory asked for, state made."""
+"""First step of a training: what later ones cost no more, as kernels chosen, memory asked for, state made."""
 
 from __future__ import annotations
 

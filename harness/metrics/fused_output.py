@@ -1,4 +1,4 @@
-"""What a cell's fused form computes, in numbers small enough to be kept in git.
+"""Fused output: what a cell's fused form computes, in numbers few enough to be kept in git.
 
 `fusion_error` holds the fused form against the train form: a change that both share (another initialisation, another
 eps, another branch) leaves it as small as ever. These numbers are held against those of an earlier run instead.

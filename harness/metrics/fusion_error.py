@@ -1,4 +1,4 @@
-"""How exactly the train form folds into one convolution.
+"""Fusion error: how exactly the train form folds into one convolution.
 
 Fresh batch norms are nearly the identity and hide folding mistakes, so statistics and affines are drawn at random
 first. The yardstick is the train form in float64 on the CPU; what is measured is the fused form in the cell's dtype

@@ -1,4 +1,4 @@
-"""How long a forward pass takes, as trained and as fused."""
+"""Latency: seconds of a forward pass, as trained and as fused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest batch that a training step has room for."""
+"""Largest batch that a training step has room for, by prediction or by trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step keeps in memory at its highest, without data and without the device."""
+"""Predicted peak memory of a training step, without data and without the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operating system gives a training process at its highest, in bytes."""
+"""Peak resident memory of a training process, in bytes, as the operating system counts it."""
 
 from __future__ import annotations
 

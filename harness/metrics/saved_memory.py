@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward pass, in bytes, and which branch keeps it."""
+"""Saved memory: bytes that a forward pass keeps for its backward pass, and which branch keeps them."""
 
 from __future__ import annotations
 

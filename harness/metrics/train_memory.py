@@ -1,4 +1,4 @@
-"""How high a training step climbs, in bytes: live tensors on the CPU, what the allocator says on an accelerator."""
+"""Peak memory of a training step: live tensors on the CPU, what the allocator says on an accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a training step takes: forward, loss, backward, optimizer."""
+"""Training step: seconds of forward, loss, backward and optimizer."""
 
 from __future__ import annotations
 

@@ -186,10 +186,11 @@ def test_a_format_is_a_choice_of_the_command_line_and_is_written_with_the_others
 @pytest.mark.slow
 def test_the_tests_that_walk_the_registry_take_a_new_block_at_once(extended):
     """Fused against trained in float64, places, samples, the contract: with the copy's harness and these very tests."""
-    for file in ("test_blocks_fused.py", "test_blocks_places.py", "test_blocks_samples.py"):
-        done = python(
-            extended, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"),
-            "--rootdir", str(ROOT), str(ROOT / "tests" / "torch" / file), "-k", "cross or filter_scale",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert " passed" in done.stdout
+    files = ("test_blocks_fused.py", "test_blocks_places.py", "test_blocks_samples.py", "test_blocks_counts.py")
+    done = python(
+        extended, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"),
+        "--rootdir", str(ROOT), *(str(ROOT / "tests" / "torch" / file) for file in files),
+        "-k", "cross or filter_scale or every_block_has",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout

@@ -216,10 +216,10 @@ def test_compiles_into_one_graph(name, lived_in):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["repvgg", "dbb", "orepa"])
-def test_compiles_with_inductor(name, lived_in):
+def test_compiles_with_inductor(lived_in):
+    """One that composes its kernel by hand and by rules of its own for backward: what could trip over a compiler."""
     torch.compiler.reset()
-    block = lived_in(make(name, 4, 4)).train()
+    block = lived_in(make("orepa", 4, 4)).train()
     twin = copy.deepcopy(block)
     x = torch.randn(2, 4, 6, 6)
     y = torch.compile(block, fullgraph=True)(x)

@@ -37,10 +37,7 @@ def test_the_index_is_current():
     "name",
     [
         "plain_a0",
-        "plain_b0",
         "resnet18",
-        "resnet50",
-        "mobilenetv2_100",
         "mobilenetv2_050",
         "convnext_tiny",
         "repvgg_a0",

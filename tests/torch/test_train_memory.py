@@ -52,10 +52,18 @@ def layer(name, **wanted):
     return replace(CELL, block=Variant(name), backbone=Variant("layer", sizes), kernel_size=k)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "amp_bfloat16"])
+# each is its own line of a block's code; float32 in the usual place is in every network below
+PLACES = [
+    ({}, "amp_bfloat16"),
+    ({"groups": 64, "stride": 2}, "float32"),
+    ({"groups": 4, "c_out": 32, "dilation": 2}, "float32"),
+]
+
+
+@pytest.mark.parametrize(("place", "dtype"), PLACES, ids=["usual", "depthwise, stride", "groups, dilation"])
 @pytest.mark.parametrize("name", blocks.BLOCKS)
-def test_every_block_holds_what_is_predicted_to_the_byte(name, dtype):
-    agree(replace(layer(name), dtype=dtype))
+def test_every_block_holds_what_is_predicted_to_the_byte(name, place, dtype):
+    agree(replace(layer(name, **place), dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64", "float16", "amp_float16"])
@@ -67,13 +75,6 @@ def test_some_blocks_do_so_in_the_other_dtypes(name, dtype):
 @pytest.mark.parametrize("name", ["condconv", "dcd", "kw"])
 def test_kernels_for_each_sample_do_so_where_windows_are_laid_out(name):
     agree(replace(layer(name), image_size=3))
-
-
-# two at a time: each is its own line of a block's code
-@pytest.mark.parametrize("options", [{"groups": 64, "stride": 2}, {"groups": 4, "c_out": 32, "dilation": 2}])
-@pytest.mark.parametrize("name", blocks.BLOCKS)
-def test_every_block_does_so_with_groups_strides_and_dilation(name, options):
-    agree(layer(name, **options))
 
 
 NAMED = [
