@@ -10,7 +10,7 @@ from harness.errors import UnknownName
 
 T = TypeVar("T")
 
-FEW = 4
+FEW = 6
 """So many names are simply listed: the nearest spelling need not be the one that was meant."""
 
 
