@@ -75,7 +75,7 @@ def per_form(measured: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataF
         kind=("kind", "last"), better=("better", "last"), unit=("unit", "last"), status=("status", "last"),
         last=("value", "last"), least=("value", "min"), most=("value", "max"), mean=("value", "mean"),
         sd=("value", "std"), n=("value", "count"), mean_log=("log", "mean"), sd_log=("log", "std"),
-        logs=("log", "count"), broken=("value", lambda values: int(values.isna().sum())),
+        logs=("log", "count"), rows=("value", "size"),
     ).reset_index()  # fmt: skip
     return _with_intervals(table, confidence)[COLUMNS]
 
@@ -88,7 +88,7 @@ def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
     bounded = table["kind"] == Kind.BOUNDED
     worst = table["most"].where(table["better"] == "lower", table["least"])
     # a bounded quantity that was ever not a number is not within any limit
-    worst = worst.where(table["broken"] == 0)
+    worst = worst.where(table["n"] == table["rows"])
     value = table["last"].where(~bounded, worst)
     value = value.where(~sampled, table["mean"]).where(~logarithmic, np.exp(table["mean_log"]))
     table["value"] = value
