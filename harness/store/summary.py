@@ -71,13 +71,12 @@ def per_form(measured: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataF
     with np.errstate(divide="ignore", invalid="ignore"):
         measured["log"] = np.log(measured["value"].where(measured["value"] > 0))
     each = measured.groupby(KEY, sort=False, dropna=False)
-    table = each.agg(
-        kind=("kind", "last"), better=("better", "last"), unit=("unit", "last"), status=("status", "last"),
-        last=("value", "last"), least=("value", "min"), most=("value", "max"), mean=("value", "mean"),
-        sd=("value", "std"), n=("value", "count"), mean_log=("log", "mean"), sd_log=("log", "std"),
-        logs=("log", "count"), rows=("value", "size"),
-    ).reset_index()  # fmt: skip
-    return _with_intervals(table, confidence)[COLUMNS]
+    values, logs = each["value"], each["log"]
+    table = each[["kind", "better", "unit", "status"]].last().assign(  # each.agg does the same in twice the time
+        last=values.last(), least=values.min(), most=values.max(), mean=values.mean(), sd=values.std(),
+        n=values.count(), mean_log=logs.mean(), sd_log=logs.std(), logs=logs.count(), rows=each.size(),
+    )  # fmt: skip
+    return _with_intervals(table.reset_index(), confidence)[COLUMNS]
 
 
 def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:

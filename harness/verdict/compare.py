@@ -107,11 +107,12 @@ def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = C
 def _over_rounds(pairs: pd.DataFrame) -> pd.DataFrame:
     pairs = pairs.assign(apart=pairs["value"] - pairs["reference_value"])
     each = pairs.groupby(KEY, sort=False)
-    return each.agg(
-        group=("group", "last"), reference=("reference", "last"), kind=("kind", "last"), better=("better", "last"),
-        unit=("unit", "last"), mean=("log_ratio", "mean"), sd=("log_ratio", "std"), logs=("log_ratio", "count"),
-        apart=("apart", "mean"), apart_sd=("apart", "std"), rounds=("apart", "count"),
-    ).reset_index()  # fmt: skip
+    logs, apart = each["log_ratio"], each["apart"]
+    rows = each[["group", "reference", "kind", "better", "unit"]].last().assign(
+        mean=logs.mean(), sd=logs.std(), logs=logs.count(),
+        apart=apart.mean(), apart_sd=apart.std(), rounds=apart.count(),
+    )  # fmt: skip
+    return rows.reset_index()
 
 
 def _values(summary: pd.DataFrame, rows: pd.DataFrame, who: str) -> pd.Series[float]:
