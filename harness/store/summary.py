@@ -102,14 +102,14 @@ def _rates(cells: pd.DataFrame, summary: pd.DataFrame) -> list[pd.DataFrame]:
     found = []
     for quantity, rate in catalog.rates():
         times = summary[(summary["metric"] == rate.of) & (summary["unit"] == "s")]
-        found.append(_per_second(times, quantity, _work(summary, times, batch, rate)))
+        if not times.empty:
+            found.append(_per_second(times, quantity, _work(summary, times, batch, rate)))
     return found
 
 
 def _work(summary: pd.DataFrame, times: pd.DataFrame, batch: pd.Series[float], rate: Rate) -> pd.Series[float]:
     """What a step of each of these times does: that of an image times the batch, and what is done once."""
-    # a column of no cells maps to one of text where pandas keeps text in pyarrow's memory
-    images = times["cell"].map(batch).astype(float)
+    images = times["cell"].map(batch)
     per_image = [_counts(summary, times, metric) for metric in rate.per_image]
     work = sum(per_image) * images if per_image else images
     return work + sum(_counts(summary, times, metric).fillna(0.0) for metric in rate.per_step)
@@ -117,9 +117,10 @@ def _work(summary: pd.DataFrame, times: pd.DataFrame, batch: pd.Series[float], r
 
 def _counts(summary: pd.DataFrame, times: pd.DataFrame, metric: str) -> pd.Series[float]:
     """A count of the cell and form of each of these times; NaN where it was not read."""
-    keys = pd.MultiIndex.from_frame(times[["cell", "form"]])
-    counts = summary[summary["metric"] == metric].set_index(["cell", "form"])["value"].astype(float).reindex(keys)
-    return pd.Series(counts.to_numpy(), index=times.index)
+    counted = summary[summary["metric"] == metric]
+    counts = dict(zip(zip(counted["cell"], counted["form"], strict=True), counted["value"], strict=True))
+    keys = zip(times["cell"], times["form"], strict=True)
+    return pd.Series([counts.get(key, np.nan) for key in keys], index=times.index, dtype=float)
 
 
 def _per_second(times: pd.DataFrame, quantity: Quantity, work: pd.Series[float]) -> pd.DataFrame:
@@ -154,6 +155,5 @@ def _unmeasured(cells: pd.DataFrame, rounds: pd.DataFrame, measured: pd.DataFram
 
 
 def _empty() -> pd.DataFrame:
-    texts = {name: pd.Series(dtype="str") for name in COLUMNS}
-    numbers = {name: pd.Series(dtype="float64") for name in ("value", "low", "high")}
-    return pd.DataFrame({**texts, **numbers, "n": pd.Series(dtype="int64")})[COLUMNS]
+    numbers = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "int64"}
+    return pd.DataFrame(columns=COLUMNS, dtype="str").astype(numbers)

@@ -45,9 +45,8 @@ QUIET = {
 
 
 def a_round(log_ratio=0.0, step=0.002, passes=21, involuntary=0, wall=1.0, cpu=1.9, threads=2, jitter=0.0, seed=0):
-    rng = np.random.default_rng(seed)
-    first = step * np.exp(jitter * rng.normal(size=passes))
-    second = step * np.exp(log_ratio + jitter * rng.normal(size=passes))
+    noise = jitter * np.random.default_rng(seed).normal(size=(2, passes)) if jitter else np.zeros((2, passes))
+    first, second = step * np.exp(noise[0]), step * np.exp(log_ratio + noise[1])
     pairs = [[float(a), float(b)] for a, b in zip(first, second, strict=True)]
     return {"passes": pairs, "repeats": 5, "wall": wall, "cpu": cpu, "involuntary": involuntary, "threads": threads}
 

@@ -301,8 +301,10 @@ def test_another_format_is_refused_with_the_nearest():
 
 
 def test_a_run_leaves_its_reports_beside_its_journal(tmp_path):
-    run = many()
-    run.path = tmp_path
+    cells = [cell(block, kernel_size=k) for k in (3, 5) for block in ("conv", "orepa")]
+    run = FakeRun(cells_frame(cells), path=tmp_path)
+    for one in cells:
+        run.put(one.id, "latency", [0.05, 0.051, 0.049, 0.05], "fused")
     written = write_all(run)
     names = {str(path.relative_to(tmp_path)) for path in written}
     assert {f"report.{ending}" for ending in ("txt", "md", "csv", "tex", "html")} < names

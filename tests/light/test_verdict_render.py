@@ -226,7 +226,7 @@ def shown(text: str) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(text.split()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(nasty, nasty, nasty, nasty)
 @example("a", "g", "r", "harness\n```\n````\nrun")
 def test_no_name_breaks_the_summary_and_every_name_is_shown_as_it_is(label, group, reason, command):
