@@ -80,20 +80,19 @@ def per_form(measured: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataF
 
 
 def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    sampled = table["kind"] == Kind.SAMPLED
-    logarithmic = sampled & (table["logs"] == table["n"]) & (table["n"] > 0) & (table["unit"] != "fraction")
-    low, high = student_interval(table["mean"], table["sd"], table["n"], confidence)
-    log_low, log_high = student_interval(table["mean_log"], table["sd_log"], table["logs"], confidence)
-    bounded = table["kind"] == Kind.BOUNDED
-    worst = table["most"].where(table["better"] == "lower", table["least"])
+    names = ("last", "least", "most", "mean", "sd", "n", "mean_log", "sd_log", "logs", "rows")
+    last, least, most, mean, sd, n, mean_log, sd_log, logs, rows = (table[name].to_numpy() for name in names)
+    sampled, bounded = (np.asarray(table["kind"] == kind) for kind in (Kind.SAMPLED, Kind.BOUNDED))
+    logarithmic = sampled & (logs == n) & (n > 0) & np.asarray(table["unit"] != "fraction")
+    low, high = student_interval(mean, sd, n, confidence)
+    log_low, log_high = student_interval(mean_log, sd_log, logs, confidence)
     # a bounded quantity that was ever not a number is not within any limit
-    worst = worst.where(table["n"] == table["rows"])
-    value = table["last"].where(~bounded, worst)
-    value = value.where(~sampled, table["mean"]).where(~logarithmic, np.exp(table["mean_log"]))
-    table["value"] = value
-    table["low"] = np.where(logarithmic, np.exp(log_low), np.where(sampled, low, table["least"]))
-    table["high"] = np.where(logarithmic, np.exp(log_high), np.where(sampled, high, table["most"]))
-    return table
+    worst = np.where(n == rows, np.where(table["better"] == "lower", most, least), np.nan)
+    return table.assign(
+        value=np.select([logarithmic, sampled, bounded], [np.exp(mean_log), mean, worst], last),
+        low=np.select([logarithmic, sampled], [np.exp(log_low), low], least),
+        high=np.select([logarithmic, sampled], [np.exp(log_high), high], most),
+    )
 
 
 def _rates(cells: pd.DataFrame, summary: pd.DataFrame) -> list[pd.DataFrame]:
