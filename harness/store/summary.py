@@ -71,30 +71,28 @@ def per_form(measured: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataF
     with np.errstate(divide="ignore", invalid="ignore"):
         measured["log"] = np.log(measured["value"].where(measured["value"] > 0))
     each = measured.groupby(KEY, sort=False, dropna=False)
-    table = each.agg(
-        kind=("kind", "last"), better=("better", "last"), unit=("unit", "last"), status=("status", "last"),
-        last=("value", "last"), least=("value", "min"), most=("value", "max"), mean=("value", "mean"),
-        sd=("value", "std"), n=("value", "count"), mean_log=("log", "mean"), sd_log=("log", "std"),
-        logs=("log", "count"), broken=("value", lambda values: int(values.isna().sum())),
-    ).reset_index()  # fmt: skip
-    return _with_intervals(table, confidence)[COLUMNS]
+    values, logs = each["value"], each["log"]
+    table = each[["kind", "better", "unit", "status"]].last().assign(  # each.agg does the same in twice the time
+        last=values.last(), least=values.min(), most=values.max(), mean=values.mean(), sd=values.std(),
+        n=values.count(), mean_log=logs.mean(), sd_log=logs.std(), logs=logs.count(), rows=each.size(),
+    )  # fmt: skip
+    return _with_intervals(table.reset_index(), confidence)[COLUMNS]
 
 
 def _with_intervals(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    sampled = table["kind"] == Kind.SAMPLED
-    logarithmic = sampled & (table["logs"] == table["n"]) & (table["n"] > 0) & (table["unit"] != "fraction")
-    low, high = student_interval(table["mean"], table["sd"], table["n"], confidence)
-    log_low, log_high = student_interval(table["mean_log"], table["sd_log"], table["logs"], confidence)
-    bounded = table["kind"] == Kind.BOUNDED
-    worst = table["most"].where(table["better"] == "lower", table["least"])
+    names = ("last", "least", "most", "mean", "sd", "n", "mean_log", "sd_log", "logs", "rows")
+    last, least, most, mean, sd, n, mean_log, sd_log, logs, rows = (table[name].to_numpy() for name in names)
+    sampled, bounded = (np.asarray(table["kind"] == kind) for kind in (Kind.SAMPLED, Kind.BOUNDED))
+    logarithmic = sampled & (logs == n) & (n > 0) & np.asarray(table["unit"] != "fraction")
+    low, high = student_interval(mean, sd, n, confidence)
+    log_low, log_high = student_interval(mean_log, sd_log, logs, confidence)
     # a bounded quantity that was ever not a number is not within any limit
-    worst = worst.where(table["broken"] == 0)
-    value = table["last"].where(~bounded, worst)
-    value = value.where(~sampled, table["mean"]).where(~logarithmic, np.exp(table["mean_log"]))
-    table["value"] = value
-    table["low"] = np.where(logarithmic, np.exp(log_low), np.where(sampled, low, table["least"]))
-    table["high"] = np.where(logarithmic, np.exp(log_high), np.where(sampled, high, table["most"]))
-    return table
+    worst = np.where(n == rows, np.where(table["better"] == "lower", most, least), np.nan)
+    return table.assign(
+        value=np.select([logarithmic, sampled, bounded], [np.exp(mean_log), mean, worst], last),
+        low=np.select([logarithmic, sampled], [np.exp(log_low), low], least),
+        high=np.select([logarithmic, sampled], [np.exp(log_high), high], most),
+    )
 
 
 def _rates(cells: pd.DataFrame, summary: pd.DataFrame) -> list[pd.DataFrame]:
@@ -103,14 +101,14 @@ def _rates(cells: pd.DataFrame, summary: pd.DataFrame) -> list[pd.DataFrame]:
     found = []
     for quantity, rate in catalog.rates():
         times = summary[(summary["metric"] == rate.of) & (summary["unit"] == "s")]
-        found.append(_per_second(times, quantity, _work(summary, times, batch, rate)))
+        if not times.empty:
+            found.append(_per_second(times, quantity, _work(summary, times, batch, rate)))
     return found
 
 
 def _work(summary: pd.DataFrame, times: pd.DataFrame, batch: pd.Series[float], rate: Rate) -> pd.Series[float]:
     """What a step of each of these times does: that of an image times the batch, and what is done once."""
-    # a column of no cells maps to one of text where pandas keeps text in pyarrow's memory
-    images = times["cell"].map(batch).astype(float)
+    images = times["cell"].map(batch)
     per_image = [_counts(summary, times, metric) for metric in rate.per_image]
     work = sum(per_image) * images if per_image else images
     return work + sum(_counts(summary, times, metric).fillna(0.0) for metric in rate.per_step)
@@ -118,9 +116,10 @@ def _work(summary: pd.DataFrame, times: pd.DataFrame, batch: pd.Series[float], r
 
 def _counts(summary: pd.DataFrame, times: pd.DataFrame, metric: str) -> pd.Series[float]:
     """A count of the cell and form of each of these times; NaN where it was not read."""
-    keys = pd.MultiIndex.from_frame(times[["cell", "form"]])
-    counts = summary[summary["metric"] == metric].set_index(["cell", "form"])["value"].astype(float).reindex(keys)
-    return pd.Series(counts.to_numpy(), index=times.index)
+    counted = summary[summary["metric"] == metric]
+    counts = dict(zip(zip(counted["cell"], counted["form"], strict=True), counted["value"], strict=True))
+    keys = zip(times["cell"], times["form"], strict=True)
+    return pd.Series([counts.get(key, np.nan) for key in keys], index=times.index, dtype=float)
 
 
 def _per_second(times: pd.DataFrame, quantity: Quantity, work: pd.Series[float]) -> pd.DataFrame:
@@ -155,6 +154,5 @@ def _unmeasured(cells: pd.DataFrame, rounds: pd.DataFrame, measured: pd.DataFram
 
 
 def _empty() -> pd.DataFrame:
-    texts = {name: pd.Series(dtype="str") for name in COLUMNS}
-    numbers = {name: pd.Series(dtype="float64") for name in ("value", "low", "high")}
-    return pd.DataFrame({**texts, **numbers, "n": pd.Series(dtype="int64")})[COLUMNS]
+    numbers = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "int64"}
+    return pd.DataFrame(columns=COLUMNS, dtype="str").astype(numbers)

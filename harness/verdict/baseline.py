@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.records import Fingerprint, Json, Kind, Record
@@ -23,6 +24,9 @@ from harness.verdict.labels import axes_of, plain
 from harness.verdict.protocols import Run
 from harness.verdict.rules import Gate, default_limit, is_timed
 from harness.verdict.statistics import log_ratios, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "harness-baseline"
 BASELINE_VERSION = 1
@@ -99,11 +103,11 @@ def summaries_of(run: Run) -> dict[tuple[str, str, str], ReadingSummary]:
     cells, rounds = run.cells, run.rounds()
     measured = last_visits(rounds)
     references = reference_of(cells)
-    absolute = _spreads(measured.assign(log=log_ratios(measured["value"], 1.0)))
-    values = _spreads(measured.assign(log=measured["value"].astype(float)))
-    seen = measured.groupby(KEY, sort=False).size()
+    absolute = _spreads(measured, log_ratios(measured["value"], 1.0))
+    values = _spreads(measured, measured["value"])
+    seen = Counter(zip(*(measured[name] for name in KEY), strict=True))
     pairs = paired(cells, rounds)
-    ratio = _spreads(pairs.rename(columns={"log_ratio": "log"}))
+    ratio = _spreads(pairs, pairs["log_ratio"])
     several = _several(run.records()) if (measured["kind"] == Kind.CLOSE).any() else {}
     found = {}
     for row in per_form(measured).to_dict("records"):
@@ -118,7 +122,7 @@ def summaries_of(run: Run) -> dict[tuple[str, str, str], ReadingSummary]:
         found[key] = ReadingSummary(
             *key, Kind(row["kind"]), row["better"], row["unit"], float(row["value"]),
             None if reference is None else str(reference), limit, absolute[key], ratio.get(key, NO_SPREAD),
-            values[key], int(seen[key]) - values[key][2], several.get(key, ()) if row["kind"] == Kind.CLOSE else (),
+            values[key], seen[key] - values[key][2], several.get(key, ()) if row["kind"] == Kind.CLOSE else (),
         )  # fmt: skip
     return found
 
@@ -228,8 +232,12 @@ def machine_of(baseline: Mapping[str, Json]) -> Fingerprint:
     return Fingerprint.from_json(baseline["fingerprint"])
 
 
-def _spreads(rows: Any) -> dict[tuple[str, str, str], Spread]:
-    return {key: spread(group["log"]) for key, group in rows.groupby(KEY, sort=False)}
+def _spreads(rows: pd.DataFrame, values: Iterable[float]) -> dict[tuple[str, str, str], Spread]:
+    """The spread of a value per row, by cell, metric and form."""
+    by_key: dict[tuple[str, str, str], list[float]] = {}
+    for cell, metric, form, value in zip(*(rows[name] for name in KEY), values, strict=True):
+        by_key.setdefault((cell, metric, form), []).append(value)
+    return {key: spread(found) for key, found in by_key.items()}
 
 
 def _spread(value: Json) -> Spread:

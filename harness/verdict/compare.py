@@ -90,10 +90,12 @@ def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = C
     pairs = paired(cells, rounds)
     if pairs.empty:
         return pd.DataFrame({name: pd.Series(dtype="float64") for name in COLUMNS})
-    summary = per_form(last_visits(rounds), confidence).set_index(KEY)
+    summary = per_form(last_visits(rounds), confidence)
+    values = dict(zip(zip(*(summary[name] for name in KEY), strict=True), summary["value"], strict=True))
     rows = _over_rounds(pairs)
-    rows["value"] = _values(summary, rows, "cell")
-    rows["reference_value"] = _values(summary, rows, "reference")
+    for name, who in (("value", "cell"), ("reference_value", "reference")):
+        keys = zip(rows[who], rows["metric"], rows["form"], strict=True)
+        rows[name] = np.array([values.get(key, np.nan) for key in keys], dtype=float)
     sampled = rows["kind"] == Kind.SAMPLED
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = rows["value"] / rows["reference_value"].where(rows["reference_value"] != 0)
@@ -107,16 +109,12 @@ def comparisons(cells: pd.DataFrame, rounds: pd.DataFrame, confidence: float = C
 def _over_rounds(pairs: pd.DataFrame) -> pd.DataFrame:
     pairs = pairs.assign(apart=pairs["value"] - pairs["reference_value"])
     each = pairs.groupby(KEY, sort=False)
-    return each.agg(
-        group=("group", "last"), reference=("reference", "last"), kind=("kind", "last"), better=("better", "last"),
-        unit=("unit", "last"), mean=("log_ratio", "mean"), sd=("log_ratio", "std"), logs=("log_ratio", "count"),
-        apart=("apart", "mean"), apart_sd=("apart", "std"), rounds=("apart", "count"),
-    ).reset_index()  # fmt: skip
-
-
-def _values(summary: pd.DataFrame, rows: pd.DataFrame, who: str) -> pd.Series[float]:
-    keys = pd.MultiIndex.from_frame(rows[[who, "metric", "form"]])
-    return pd.Series(summary["value"].astype(float).reindex(keys).to_numpy(), index=rows.index)
+    logs, apart = each["log_ratio"], each["apart"]
+    rows = each[["group", "reference", "kind", "better", "unit"]].last().assign(
+        mean=logs.mean(), sd=logs.std(), logs=logs.count(),
+        apart=apart.mean(), apart_sd=apart.std(), rounds=apart.count(),
+    )  # fmt: skip
+    return rows.reset_index()
 
 
 def _with_differences(rows: pd.DataFrame, points: pd.Series[bool], confidence: float) -> pd.DataFrame:

@@ -7,7 +7,7 @@ false discoveries controlled over the experiment's matrix. Then they are counted
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -29,6 +29,9 @@ SUITED = 0.95
 """Share of unchanged readings that a suitable threshold calls SAME; the rest would be INCONCLUSIVE."""
 
 FOUND_WRONG = (Verdict.REGRESSED, Verdict.IMPROVED)
+
+Spread = tuple[float, float, int]
+"""Mean, standard deviation and number of a reading's log ratios."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +112,24 @@ class ErrorRates:
 
 def trials_of(experiments: Iterable[Json], confidence: float, threshold: float = PAIRED_TIME_THRESHOLD) -> list[Trial]:
     """Every reading of every experiment with its verdict; false discoveries are controlled within an experiment."""
-    found = []
-    for experiment in experiments:
-        logs = log_ratios(experiment)
-        questions = [Paired(spread(ratios), "lower", threshold) for ratios in logs.values()]
-        cells = len(experiment["slowed"])
-        rules = [end["rule"] for end in experiment["ended"].values()]
-        for (reading, ratios), answer in zip(logs.items(), judge_paired(questions, confidence), strict=True):
-            cell = reading.partition("/")[0]
-            found.append(
-                Trial(
-                    experiment["experiment"], experiment["condition"], cell, reading, experiment["slowed"][cell],
-                    answer.verdict, answer.ratio, answer.low, answer.high, len(ratios),
-                    ", ".join(sorted(set(rules))), experiment["seconds"] / cells,
-                )
-            )  # fmt: skip
-    return found
+    read = ((experiment, _spreads(experiment)) for experiment in experiments)
+    return [trial for experiment, logs in read for trial in _trials(experiment, logs, confidence, threshold)]
+
+
+def _spreads(experiment: Json) -> dict[str, Spread]:
+    return {reading: spread(ratios) for reading, ratios in log_ratios(experiment).items()}
+
+
+def _trials(experiment: Json, logs: dict[str, Spread], confidence: float, threshold: float) -> Iterator[Trial]:
+    answers = judge_paired([Paired(ratios, "lower", threshold) for ratios in logs.values()], confidence)
+    rules = ", ".join(sorted({end["rule"] for end in experiment["ended"].values()}))
+    for (reading, ratios), answer in zip(logs.items(), answers, strict=True):
+        cell = reading.partition("/")[0]
+        yield Trial(
+            experiment["experiment"], experiment["condition"], cell, reading, experiment["slowed"][cell],
+            answer.verdict, answer.ratio, answer.low, answer.high, ratios[2],
+            rules, experiment["seconds"] / len(experiment["slowed"]),
+        )  # fmt: skip
 
 
 def log_ratios(experiment: Json) -> dict[str, list[float]]:
@@ -174,8 +179,10 @@ def _rates(experiments: Sequence[Json], condition: str, confidence: float, thres
 
 def suited_threshold(experiments: Sequence[Json], confidence: float) -> float | None:
     """The smallest threshold without a false alarm here that calls 95 % of what did not change SAME; None if none."""
+    read = [(experiment, _spreads(experiment)) for experiment in experiments]
     for threshold in THRESHOLDS:
-        null = [row for row in trials_of(experiments, confidence, threshold) if not row.slowed]
+        rows = (row for experiment, logs in read for row in _trials(experiment, logs, confidence, threshold))
+        null = [row for row in rows if not row.slowed]
         if not null:
             return None
         quiet = not any(row.verdict in FOUND_WRONG for row in null)

@@ -28,6 +28,8 @@ class RowBuilder:
     vary: frozenset[str]
     command_for: Callable[[str], str]
     other_axes: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    names: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)
+    """Cell id to what it and its group are called, as far as it was asked for: a cell has many rows."""
 
     def gate(self, reading: ReadingSummary) -> Gate:
         return Gate.of(self.run.gates, reading.metric)
@@ -41,16 +43,21 @@ class RowBuilder:
         rounds: int = 0,
     ) -> Row:
         """`shown` are the values before and now."""
-        cells, cell = self.run.cells, reading.cell
-        here = cell in cells.index
-        axes = axes_of(cells, cell) if here else self.other_axes[cell]
-        compared = str(cells.at[cell, "compared"]) if here else "block"
-        label, group = cell_label(axes, self.vary), describe(axes, self.vary, compared)
+        cell = reading.cell
+        if cell not in self.names:
+            self.names[cell] = self._named(cell)
         return Row(
-            cell, label, group, reading.metric, reading.form, verdict,
+            cell, *self.names[cell], reading.metric, reading.form, verdict,
             self.gate(reading).gate, str(reading.kind), reading.unit, before=shown[0], now=shown[1], reason=reason,
             rounds=rounds, command=self.command_for(cell),
         )  # fmt: skip
+
+    def _named(self, cell: str) -> tuple[str, str]:
+        cells = self.run.cells
+        here = cell in cells.index
+        axes = axes_of(cells, cell) if here else self.other_axes[cell]
+        compared = str(cells.at[cell, "compared"]) if here else "block"
+        return cell_label(axes, self.vary), describe(axes, self.vary, compared)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ metrics: [params, train_step]
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def suite_of() -> Callable[..., Suite]:
     """A checked suite from YAML text, or from the small one and some lines more."""
 

@@ -67,8 +67,9 @@ def tables_of(run: FakeRun) -> list[PublishedTable]:
     return found
 
 
-def column(run: FakeRun, *heading: str) -> dict[str, str]:
-    (one,) = tables_of(run)
+def column(printed: list[PublishedTable], *heading: str) -> dict[str, str]:
+    """The cells of the only table's column with this heading, by variant."""
+    (one,) = printed
     found = [column for column in one.table.columns if column.heading[: len(heading)] == heading]
     return dict(zip(one.table.labels, found[0].cells, strict=True))
 

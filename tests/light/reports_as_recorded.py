@@ -14,7 +14,8 @@ import json
 import re
 from pathlib import Path
 
-from harness.report.writing import report
+from harness.report.exporters import EXPORTERS
+from harness.report.page import RunReport
 from harness.store.run import META, open_run
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,12 @@ def runs() -> dict[str, Path]:
     return {"_".join(path.relative_to(ROOT / "results" / "studies").parts): path for path in found}
 
 
-def rendered(path: Path, format: str) -> str:
-    return report(open_run(path), format)
+def report_of(path: Path) -> RunReport:
+    return RunReport(open_run(path))
+
+
+def rendered(report: RunReport, format: str) -> str:
+    return EXPORTERS[format].render(report)
 
 
 def digest(content: str) -> str:
@@ -43,10 +48,11 @@ def digest(content: str) -> str:
 def write() -> None:
     digests = {}
     for name, path in runs().items():
-        (FOLDER / f"{name}.txt").write_text(rendered(path, "text"), encoding="utf-8")
-        packed = gzip.compress(rendered(path, "csv").encode(), mtime=0)
+        report = report_of(path)
+        (FOLDER / f"{name}.txt").write_text(rendered(report, "text"), encoding="utf-8")
+        packed = gzip.compress(rendered(report, "csv").encode(), mtime=0)
         (FOLDER / f"{name}.csv.gz").write_bytes(packed)
-        digests[name] = {format: digest(rendered(path, format)) for format in DIGESTED}
+        digests[name] = {format: digest(rendered(report, format)) for format in DIGESTED}
     DIGESTS.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 

@@ -45,9 +45,8 @@ QUIET = {
 
 
 def a_round(log_ratio=0.0, step=0.002, passes=21, involuntary=0, wall=1.0, cpu=1.9, threads=2, jitter=0.0, seed=0):
-    rng = np.random.default_rng(seed)
-    first = step * np.exp(jitter * rng.normal(size=passes))
-    second = step * np.exp(log_ratio + jitter * rng.normal(size=passes))
+    noise = jitter * np.random.default_rng(seed).normal(size=(2, passes)) if jitter else np.zeros((2, passes))
+    first, second = step * np.exp(noise[0]), step * np.exp(log_ratio + noise[1])
     pairs = [[float(a), float(b)] for a, b in zip(first, second, strict=True)]
     return {"passes": pairs, "repeats": 5, "wall": wall, "cpu": cpu, "involuntary": involuntary, "threads": threads}
 
@@ -310,7 +309,7 @@ def test_whoever_uses_the_processor_is_named_but_not_what_it_was_called_with(str
 def test_the_harness_own_processes_are_not_strangers():
     child = subprocess.Popen(["yes"], stdout=subprocess.DEVNULL)
     try:
-        assert "yes" not in [user["name"] for user in activity(0.5)["users"]]
+        assert "yes" not in [user["name"] for user in activity(0.2)["users"]]
     finally:
         child.kill()
         child.wait()
@@ -321,8 +320,3 @@ def test_shares_of_the_processors_time():
     assert passed.busy == pytest.approx(0.5)
     assert passed.steal == pytest.approx(0.04)
     assert (Shares(2.0, None, 2.0) - Shares(1.0, None, 1.0)).steal is None
-
-
-def test_torch_stays_in_the_workers():
-    script = "import sys, harness.doctor; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -195,13 +195,17 @@ def test_intervals_with_four_looks_keep_their_promise_where_the_look_decides_whe
     assert missed > 0.0005, "nor is the interval far too wide"
 
 
-def test_a_thousand_whole_experiments_that_stop_by_their_looks_cover_the_truth(suite_of):
+def test_five_hundred_whole_experiments_that_stop_by_their_looks_cover_the_truth(suite_of):
+    """The intervals' level is proven above, by 20,000 of them; here that whole experiments have those intervals.
+
+    Of 500, with 1 % missed, more than 11 are missed once in a hundred times; if 4 % were missed, nearly always.
+    """
     made = plan(
         suite_of("axes: {block: conv, backbone: layer}\nmetrics: [train_step]\nbudget: {rounds: 10, precision: 0.05}")
     )
     rng, found = np.random.default_rng(4), []
     cell = made.cells[0].id
-    for number in range(1000):
+    for number in range(500):
         stopping, delta, spread = (
             PairedStopping(made.groups, made.tasks),
             (0.0, 0.05)[number % 2],
@@ -228,7 +232,7 @@ def test_a_thousand_whole_experiments_that_stop_by_their_looks_cover_the_truth(s
     assert {row.rounds for row in rows} == {4, 6, 8, 10}
     assert {row.ended for row in rows} == {"precision", "rounds"}
     missed = sum(not row.low <= 1 + row.slowed <= row.high for row in rows)
-    assert stats.binomtest(missed, 1000, 0.01, alternative="greater").pvalue > 0.01
+    assert stats.binomtest(missed, 500, 0.01, alternative="greater").pvalue > 0.01
     assert not any(row.verdict in (Verdict.REGRESSED, Verdict.IMPROVED) for row in rows if not row.slowed)
 
 

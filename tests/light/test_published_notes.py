@@ -10,6 +10,8 @@ from published_run import EIGHTEEN, TABLE_4, THIRTY_FOUR, entry, measured, table
 
 from harness.published import figures
 from harness.records import Reading, Record, Status, TaskKind
+from harness.report.exporters import EXPORTERS
+from harness.report.page import RunReport
 from harness.report.writing import report
 
 
@@ -51,9 +53,21 @@ def test_assumptions_stand_once_under_the_table_and_the_note_follows():
     assert "over a training step; live storages; resnet18" in printed.table.caption
 
 
+@pytest.fixture(scope="module")
+def nasty():
+    """The report of a run whose title and note mean something in some format; it has no pictures."""
+    return without_pictures(measured(entry(title="A & <B>", note="50% of <it>")))
+
+
+def without_pictures(run):
+    made = RunReport(run)
+    made.pictures = []
+    return made
+
+
 @pytest.mark.parametrize("format", ["text", "md", "tex", "html"])
-def test_every_format_prints_it_before_the_groups(format):
-    page = report(measured(entry(title="A & <B>", note="50% of <it>")), format)
+def test_every_format_prints_it_before_the_groups(format, nasty):
+    page = EXPORTERS[format].render(nasty)
     assert page.index("5.500") < page.index("ratios to conv")
     for words in ("69.7", "80.0", "yardstick", "V100", "OREPA-T4-008: JUGGHM"):
         assert words in page.replace(r"\_", "_"), words
@@ -81,5 +95,6 @@ def test_csv_stays_the_tidy_frame():
 def test_a_suite_without_figures_prints_nothing_of_the_kind():
     run = measured()
     run.suite_text = "axes: {block: conv}"
+    made = without_pictures(run)
     for format in ("text", "md", "tex", "html"):
-        assert "ublished" not in report(run, format)
+        assert "ublished" not in EXPORTERS[format].render(made)

@@ -46,11 +46,19 @@ def confidence(folder: str) -> float:
     return float(tables(folder)[1]["confidence"].iloc[0])
 
 
+@cache
+def trials(folder: str):
+    return trials_of(experiments(folder), confidence(folder))
+
+
+@cache
+def rates(folder: str):
+    return error_rates(experiments(folder), confidence(folder))
+
+
 @pytest.mark.parametrize("folder", [MANY, FULL])
 def test_the_recorded_verdicts_are_those_of_the_code(folder):
-    again = {
-        (row.condition, row.experiment, row.reading): row for row in trials_of(experiments(folder), confidence(folder))
-    }
+    again = {(row.condition, row.experiment, row.reading): row for row in trials(folder)}
     verdicts = tables(folder)[1]
     assert len(again) == len(verdicts)
     for row in verdicts.itertuples():
@@ -60,7 +68,7 @@ def test_the_recorded_verdicts_are_those_of_the_code(folder):
 
 
 def test_of_a_thousand_unchanged_readings_on_a_noisy_machine_three_at_most_are_called_changed():
-    (noisy,) = error_rates(experiments(MANY), confidence(MANY))
+    (noisy,) = rates(MANY)
     assert noisy.condition == "noisy"
     assert noisy.false_alarms.of >= 1000
     assert noisy.false_alarms.count <= 3
@@ -68,8 +76,7 @@ def test_of_a_thousand_unchanged_readings_on_a_noisy_machine_three_at_most_are_c
 
 @pytest.mark.parametrize(("slowed", "least"), [(False, 1000), (True, 100)])
 def test_intervals_hold_the_truth_as_often_as_they_promise(slowed, least):
-    rows = [row for folder in (MANY, FULL) for row in trials_of(experiments(folder), confidence(folder))]
-    rows = [row for row in rows if bool(row.slowed) is slowed]
+    rows = [row for folder in (MANY, FULL) for row in trials(folder) if bool(row.slowed) is slowed]
     held = sum(row.low <= 1 + row.slowed <= row.high for row in rows)
     assert len(rows) >= least
     assert held / len(rows) >= 0.985
@@ -77,7 +84,7 @@ def test_intervals_hold_the_truth_as_often_as_they_promise(slowed, least):
 
 @pytest.mark.parametrize(("condition", "least"), [("quiet", 0.9), ("noisy", 0.7)])
 def test_five_percent_are_found_within_thirty_seconds_a_cell(condition, least):
-    (found,) = [one for one in error_rates(experiments(FULL), confidence(FULL)) if one.condition == condition]
+    (found,) = [one for one in rates(FULL) if one.condition == condition]
     assert found.found[0.05].of >= 20
     assert found.found[0.1].value == 1.0
     assert all(found.found[share].count == 0 for share in (0.01, 0.02, 0.03)), "within the threshold"
