@@ -26,6 +26,7 @@ import psutil
 from harness.errors import HarnessError
 from harness.execution.executor import Death, Executor
 from harness.records import Json, Status
+from harness.units import readable
 from harness.worker.messages import Emit, Order
 from harness.worker.process import main
 
@@ -120,7 +121,9 @@ class LocalExecutor(Executor):
             if memory is not None and peak > memory:
                 self._kill()
                 return Death(
-                    Status.OOM, f"the task held {peak >> 20} MiB, its limit is {memory >> 20} MiB", _tail(output)
+                    Status.OOM,
+                    f"the task held {readable(peak, 'B')}, its limit is {readable(memory, 'B')}",
+                    _tail(output),
                 )
             if time.monotonic() > deadline:
                 self._kill()
@@ -133,7 +136,7 @@ class LocalExecutor(Executor):
         if not code:  # None: all was sent, only threads of a library keep it from leaving
             return None
         if code == -signal.SIGKILL and memory is not None and peak > 0.9 * memory:
-            return Death(Status.OOM, f"killed while holding {peak >> 20} MiB", _tail(output))
+            return Death(Status.OOM, f"killed while holding {readable(peak, 'B')}", _tail(output))
         if code < 0:
             return Death(Status.KILLED, f"the worker was ended by {signal.Signals(-code).name}", _tail(output))
         return Death(Status.ERROR, f"the worker exited with {code}", _tail(output))

@@ -18,7 +18,7 @@ ALLOWANCE = 1.15
 """The limits hold on a quiet machine. Even minima of many turns scatter by a tenth on a shared one, and a gate that fails
 now and then for nothing is soon ignored; what a slip in a block costs (a copy of a map, a lost GEMM) is more."""
 
-TURNS = Turns(least=2, most=3, seconds=15.0, patience=30.0)
+TURNS = Turns(least=2, most=3, seconds=10.0, patience=30.0)
 """A step takes seconds. A ratio within the limit needs few turns: it would take as many slow turns of the plain step to
 hide a block that costs more."""
 

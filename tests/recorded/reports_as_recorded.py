@@ -1,6 +1,6 @@
 """The reports of the runs under results/, as they were when somebody last looked at them, and how they are compared.
 
-    python tests/light/reports_as_recorded.py        writes them anew, after a change of the report that is meant
+    python tests/recorded/reports_as_recorded.py        writes them anew, after a change of the report that is meant
 
 The text is kept whole, so that a difference can be read; of the other formats its digest is kept, and of the frame, whose
 last bits differ between processors, the numbers.
